@@ -1,0 +1,58 @@
+# Every target installs first when it must: on a fresh machine `make demo` and `make test` are enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# JAX on the CPU preallocates nothing and needs no network; two workers fit two cores.
+WORKERS ?= 2
+
+.PHONY: install demo test test-slow test-torch test-peer lint bench oracle clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dualcalc needs Python 3.11 or newer; set PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python -m dualcalc.demo
+
+test: $(STAMP)
+	@echo "torch and peer tests need environments of their own: make test-torch, make test-peer (skipped here)"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not torch and not peer"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+test-torch: .venv-torch/.installed
+	.venv-torch/bin/python -m pytest -m torch
+
+.venv-torch/.installed: pyproject.toml
+	test -x .venv-torch/bin/python || $(PYTHON) -m venv .venv-torch
+	.venv-torch/bin/python -m pip install --quiet 'torch==2.13.0'
+	.venv-torch/bin/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+test-peer: $(STAMP) .venv-peer/.installed
+	$(BIN)/python -m pytest -m peer
+
+.venv-peer/.installed: Makefile
+	test -x .venv-peer/bin/python || $(PYTHON) -m venv .venv-peer
+	.venv-peer/bin/python -m pip install --quiet neural-tangents==0.6.5 tf2jax==0.3.6 jax==0.4.30 jaxlib==0.4.30
+	touch $@
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/kernels.py
+
+oracle: $(STAMP)
+	$(BIN)/python -m tests.oracle
+
+clean:
+	rm -rf .venv .venv-torch .venv-peer build dist
