@@ -1,0 +1,592 @@
+"""The Gaussian expectation calculus: every rule that turns a pair of blocks into closed form, on one scroll.
+
+`expectation(f, g)` gives `E[f(u) g(v)]` for `(u, v) ~ N(0, [[q11, q12], [q12, q22]])` and two sums of blocks as a sum of
+`Term`s `coef * rad^(-1/2) * head`, where coef and rad are rational in q11, q12, q22 and the head is one transcendental
+function (below). The determinant `Delta = q11 q22 - q12^2` is a symbol of its own, so that generated code never
+subtracts for it. Each rule appends a `Step` to the derivation, which is how a user reads where a formula came from.
+`dual.py` is the caller.
+
+Rules, in the order in which they are tried on a pair of blocks:
+  Slice   a delta gate:        E[delta^(j)(u - p) g(v)] = (-d/dp)^j of density(p) E[g(v) | u = p]
+  Tilt    quadratic exponents: E[exp(alpha1 u^2 + alpha2 v^2) F] = det^(-1/2) E_L[F],  L = (Lambda^-1 - 2 diag(alpha))^-1
+  Shift   linear exponents:    E_L[exp(beta . (u, v)) F(u, v)] = exp(beta' L beta / 2) E_L[F((u, v) + L beta)]
+  Wick    no gates:            E[P(u) R(v)] = sum_l L12^l / l! E[P^(l)(u)] E[R^(l)(v)]
+  Stein   gates:               E[u F] = L11 E[dF/du] + L12 E[dF/dv] + mean E[F], until only the bare gates are left
+  Orthant bare gates:          P(y1 >= 0, y2 >= 0) = Phi2(h, k, rho); 1/4 + asin(rho)/(2 pi) where both thresholds are 0
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import comb, factorial
+
+import sympy as sp
+from sympy.polys.rings import ring
+
+from .atoms import ONE, Block, differentiate, gate_derivative, is_zero
+from .parsing import q11, q12, q22
+
+Delta = sp.Symbol("Delta", positive=True)  # q11 q22 - q12^2
+SUBTRACTED = q11 * q22 - q12**2
+HALF = sp.Rational(1, 2)
+
+
+# ---- heads: the transcendental functions of a kernel ----------------------------------------------------------------
+
+
+class Angle(sp.Function):
+    """atan2(y, x) for x >= 0, that is asin(y / sqrt(x^2 + y^2)), given as Angle(y, x^2)."""
+
+    nargs = 2
+
+
+class ExpNdtr(sp.Function):
+    """exp(e) Phi(h), with e - h^2/2 as second argument: ExpNdtr(e, e - h^2/2, h)."""
+
+    nargs = 3
+
+
+class ExpPhi2(sp.Function):
+    """exp(e) Phi2(h, k, rho) as ExpPhi2(e, eh, ek, er, h, k, th, tk, y, x^2).
+
+    eh = e - h^2/2, ek = e - k^2/2, er = e - (h^2 + th^2)/2, th = (k - rho h)/sqrt(1 - rho^2), tk likewise,
+    rho = y / sqrt(x^2 + y^2): all of them simplified as symbols, because none can be recovered from h, k, rho in
+    floating point (MATH: wedge form).
+    """
+
+    nargs = 10
+
+
+class Phi2(sp.Function):
+    """The bivariate normal CDF P(X <= h, Y <= k) at correlation rho, for people to read; evaluates numerically."""
+
+    nargs = 3
+
+    def _eval_evalf(self, prec):
+        import mpmath
+
+        h, k, rho = (a._to_mpmath(prec + 20) for a in self.args)
+        with mpmath.workprec(prec + 20):
+            return sp.Expr._from_mpmath(_phi2_mp(h, k, rho), prec)
+
+    def fdiff(self, argindex=1):
+        h, k, rho = self.args
+        s = sp.sqrt(1 - rho**2)
+        if argindex == 3:
+            return sp.exp(-(h**2 - 2 * rho * h * k + k**2) / (2 * s**2)) / (2 * sp.pi * s)
+        x, y = (h, k) if argindex == 1 else (k, h)
+        return sp.exp(-(x**2) / 2) / sp.sqrt(2 * sp.pi) * (1 + sp.erf((y - rho * x) / (sp.sqrt(2) * s))) / 2
+
+
+def _phi2_mp(h, k, rho):
+    """Phi2 by Plackett's identity: Phi(h) Phi(k) + the integral of the density over the angle asin(r)."""
+    import mpmath as mp
+
+    if abs(rho) >= 1:
+        return mp.ncdf(min(h, k)) if rho > 0 else mp.ncdf(h) - mp.ncdf(min(h, -k))
+
+    def density(angle):
+        r, c = mp.sin(angle), mp.cos(angle)
+        return mp.exp(-(h * h - 2 * r * h * k + k * k) / (2 * c * c)) / (2 * mp.pi)
+
+    top = mp.asin(rho)
+    return mp.ncdf(h) * mp.ncdf(k) + mp.quad(density, [0, top / 2, 3 * top / 4, 7 * top / 8, top])
+
+
+@dataclass(frozen=True)
+class Term:
+    """coef * rad^(-1/2) * head"""
+
+    coef: sp.Expr
+    rad: sp.Expr
+    head: sp.Expr
+
+
+@dataclass(frozen=True)
+class Step:
+    """One applied rule of a derivation: its name, the statement for this case, and the steps that it led to."""
+
+    rule: str
+    statement: str
+    latex: str
+    children: tuple[Step, ...] = ()
+
+
+# ---- simplification -------------------------------------------------------------------------------------------------
+
+
+def _delta_form(factor: sp.Expr) -> sp.Expr:
+    """A polynomial factor with q12^2 = q11 q22 - Delta used where that leaves fewer minus signs, or fewer terms."""
+    if not factor.has(q12):
+        return factor
+    p = sp.Poly(factor, q12)
+    even_odd = [sp.Integer(0), sp.Integer(0)]
+    for (n,), c in p.terms():
+        even_odd[n % 2] += c * (q11 * q22 - Delta) ** (n // 2)
+    reduced = sp.expand(even_odd[0] + q12 * even_odd[1])
+    original = sp.expand(factor)
+    return reduced if _ugliness(reduced) < _ugliness(original) else original
+
+
+def _ugliness(e: sp.Expr) -> tuple[int, int]:
+    terms = sp.Add.make_args(e)
+    return sum(1 for x in terms if x.could_extract_minus_sign()), len(terms)
+
+
+@lru_cache(maxsize=4096)
+def tidy(expr: sp.Expr) -> sp.Expr:
+    """A rational function of the q's in lowest terms, factored, with Delta for q11 q22 - q12^2 wherever it occurs."""
+    if not expr.has(q11, q12, q22, Delta):
+        return expr
+    expanded = expr.xreplace({Delta: SUBTRACTED})
+    numerator, denominator = sp.cancel(sp.together(expanded)).as_numer_denom()
+    return _factored(numerator) / _factored(denominator)
+
+
+def _factored(poly: sp.Expr) -> sp.Expr:
+    constant, factors = sp.factor_list(poly)
+    out = [constant]
+    for f, n in factors:
+        if f == SUBTRACTED or f == sp.expand(-SUBTRACTED):
+            out.append((Delta if f == SUBTRACTED else -Delta) ** n)
+        else:
+            out.append(_delta_form(f) ** n)
+    return sp.Mul(*out)
+
+
+@lru_cache(maxsize=4096)
+def split_radical(rad: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
+    """rad^(-1/2) = outside * inside^(-1/2) with a squarefree polynomial inside."""
+    rad = sp.cancel(sp.together(rad.xreplace({Delta: SUBTRACTED})))
+    numerator, denominator = rad.as_numer_denom()
+    outside, inside = sp.Integer(1), sp.Integer(1)
+    for part, sign in ((numerator, 1), (denominator, -1)):
+        constant, factors = sp.factor_list(part)
+        outside *= constant ** (-sign * HALF)
+        for f, n in factors:
+            f, n = (Delta if f == SUBTRACTED else _delta_form(f)), sign * n
+            if f.could_extract_minus_sign() and n % 2:
+                f, outside = -f, outside * sp.I  # never for a positive definite form; kept exact if it were
+            outside *= f ** (-(n // 2))  # n odd: f^(-n/2) = f^(-(n-1)/2) f^(-1/2)
+            inside *= f if n % 2 else 1
+    return outside, inside
+
+
+def collect(terms: list[Term]) -> list[Term]:
+    """Equal (rad, head) merged, coefficients in lowest terms, zeros dropped."""
+    groups: dict[tuple, list[sp.Expr]] = {}
+    for term in terms:
+        if term.coef != 0:
+            outside, inside = split_radical(term.rad)
+            groups.setdefault((inside, term.head), []).append(term.coef * outside)
+    _complement(groups)
+    merged = (Term(_by_radical(_sum_tidy(coefs), rad), rad, head) for (rad, head), coefs in groups.items())
+    return [m for m in merged if not is_zero(m.coef)]
+
+
+def _complement(groups: dict[tuple, list[sp.Expr]]) -> None:
+    """Phi2(-h, k, -rho) = Phi(k) - Phi2(h, k, rho): where both occur, the first one goes."""
+
+    for rad, head in list(groups):
+        if not isinstance(head, ExpPhi2) or (rad, head) not in groups:
+            continue
+        e, eh, ek, er, h, k, th, tk, y, x2 = head.args
+        first = ExpPhi2(e, eh, ek, er, -h, k, th, -tk, -y, x2), ExpNdtr(e, ek, k)
+        second = ExpPhi2(e, eh, ek, er, h, -k, -th, tk, -y, x2), ExpNdtr(e, eh, h)
+        for other, marginal in (first, second):
+            if (rad, other) in groups and other != head:
+                coefs = groups.pop((rad, other))
+                groups[rad, head] += [-c for c in coefs]
+                groups.setdefault((rad, marginal), []).extend(coefs)
+
+
+def _by_radical(coef: sp.Expr, rad: sp.Expr) -> sp.Expr:
+    """The numerator divided by the radical where quotient and remainder read better: (a rad + b)/.. for GELU."""
+    if rad == 1 or rad == Delta or not rad.has(q12, Delta):
+        return coef
+    numerator, denominator = coef.as_numer_denom()
+    symbols = [s for s in (q11, q22, q12) if rad.has(s) or s is q12]
+    expanded = [sp.expand(x.xreplace({Delta: SUBTRACTED})) for x in (numerator, rad)]
+    (quotient,), rest = sp.reduced(expanded[0], [expanded[1]], *symbols)
+    if quotient == 0:
+        return coef
+    candidate = _factored(quotient) * rad + _factored(rest)
+    return candidate / denominator if _ugliness(candidate) < _ugliness(sp.expand(numerator)) else coef
+
+
+def _sum_tidy(coefs: list[sp.Expr]) -> sp.Expr:
+    """The sum of coefficients, the q-free irrational constants collected first (they are not polynomial generators)."""
+    by_constant: dict[sp.Expr, list[sp.Expr]] = {}
+    for c in coefs:
+        constant, rational = c.as_independent(q11, q12, q22, Delta, as_Add=False)
+        number, irrational = constant.as_coeff_Mul()
+        by_constant.setdefault(irrational, []).append(number * rational)
+    merged: dict[sp.Expr, sp.Expr] = {}
+    for irrational, rationals in by_constant.items():
+        body = tidy(sp.Add(*rationals))
+        constant, rational = body.as_independent(q11, q12, q22, Delta, as_Add=False)
+        merged[rational] = merged.get(rational, sp.Integer(0)) + irrational * constant
+    return sp.Add(*(_constant(c) * r for r, c in merged.items()))
+
+
+def _constant(c: sp.Expr) -> sp.Expr:
+    """A q-free constant, its imaginary part (which a real kernel does not have) cancelled exactly."""
+    c = sp.expand(c)
+    return sp.trigsimp(c) if c.has(sp.cos, sp.sin) else sp.factor_terms(c)
+
+
+# ---- one dimension: E[block(v)], v ~ N(mean, var), times exp(extra) -------------------------------------------------
+
+
+def expect1(block: Block, mean, var, extra) -> list[Term]:
+    """`exp(extra) E[block(v)]` for `v ~ N(mean, var)`; the rules in one dimension."""
+    g = block.gate
+    if g and g.kind == "delta":  # the j-th delta: var^(-j/2) He_j((p - mean)/sigma) density(p)
+        x = g.at - mean
+        he = sp.Add(
+            *(
+                sp.Rational((-1) ** i * factorial(g.kappa), 2**i * factorial(i) * factorial(g.kappa - 2 * i))
+                * x ** (g.kappa - 2 * i)
+                / var ** (g.kappa - i)
+                for i in range(g.kappa // 2 + 1)
+            )
+        )
+        head = sp.exp(tidy(extra - x**2 / (2 * var)))
+        return [Term(block.poly[0] * he / sp.sqrt(2 * sp.pi), var, head)]
+    a, b = block.alpha, block.beta
+    d = 1 - 2 * a * var
+    extra = extra + (a * mean**2 + b * mean + b**2 * var / 2) / d
+    m, v = (mean + b * var) / d, var / d
+    # Stein in one dimension: S(n) = m S(n-1) + v ((n-1) S(n-2) + E[v^(n-1) gate'])
+    coefs = [sp.Integer(0)] * len(block.poly)  # of the bare gate
+    boundary = [sp.Integer(0)] * len(block.poly)  # of E[v^i exp(..) gate'(v)]
+    for n, c in enumerate(block.poly):
+        if c != 0:
+            for key, p in _stein1(n).items():
+                value = c * _at(p, m, v)
+                if key == 0:
+                    coefs[0] += value
+                else:
+                    boundary[key - 1] += value
+    out = [Term(coefs[0] * c, d * r, h) for c, r, h in _bare1(g, m, v, extra)]
+    if g:
+        for inner in gate_derivative(Block(tuple(boundary), a, b, g)):
+            out += expect1(inner, mean, var, extra_before(extra, a, b, mean, var, d))
+    return out
+
+
+def extra_before(extra, a, b, mean, var, d):
+    """The exponent before the one-dimensional tilt (the boundary block carries its own alpha and beta)."""
+    return extra - (a * mean**2 + b * mean + b**2 * var / 2) / d
+
+
+@lru_cache
+def _ring1():
+    return ring("m,v", sp.QQ)
+
+
+@lru_cache
+def _stein1(n: int) -> dict:
+    """S(n) as {0: coefficient of S(0), i+1: coefficient of E[v^i gate']} over QQ[m, v]."""
+    R, m, v = _ring1()
+    if n == 0:
+        return {0: R(1)}
+    out: dict[int, object] = {}
+    for key, p in _stein1(n - 1).items():
+        out[key] = out.get(key, R(0)) + m * p
+    if n > 1:
+        for key, p in _stein1(n - 2).items():
+            out[key] = out.get(key, R(0)) + (n - 1) * v * p
+    out[n] = out.get(n, R(0)) + v
+    return out
+
+
+def _at(p, *values):
+    """A ring polynomial at SymPy values."""
+    return sp.Add(
+        *(
+            sp.Rational(int(c.numerator), int(c.denominator)) * sp.Mul(*(x**k for x, k in zip(values, e, strict=True)))
+            for e, c in p.terms()
+        )
+    )
+
+
+# A bare gate 1[y >= 0]-like: value = low + span * 1[y >= 0], y = slope x + offset + noise of variance e.
+def _affine(g):
+    """(low, span, slope, offset, e) of a gate: step and sign without noise, erf with a standard normal's."""
+    if g.kind == "step":
+        return 0, 1, g.kappa, -g.kappa * g.at, 0
+    if g.kind == "sign":
+        return -1, 2, sp.Integer(1), sp.Integer(0), 0
+    return -1, 2, sp.sqrt(2) * g.kappa, sp.sqrt(2) * g.at, 1
+
+
+def _bare1(g, m, v, e):
+    """exp(e) E[gate] for N(m, v), as (coef, rad, head)."""
+    if g is None:
+        return [(sp.Integer(1), sp.Integer(1), sp.exp(tidy(e)))]
+    low, span, slope, offset, noise = _affine(g)
+    my, vy = slope * m + offset, slope**2 * v + noise
+    if tidy(my) == 0:
+        return [(low + sp.Rational(span, 2), sp.Integer(1), sp.exp(tidy(e)))]
+    out = [(sp.Integer(span), sp.Integer(1), exp_ndtr(e, my, vy))]
+    return out + ([(sp.Integer(low), sp.Integer(1), sp.exp(tidy(e)))] if low else [])
+
+
+def over_root(numerator, variance):
+    """numerator / sqrt(variance), both rational in the q's, with no square left inside the root."""
+    outside, inside = split_radical(variance)
+    return tidy(numerator * outside) / sp.sqrt(inside)
+
+
+def exp_ndtr(e, mean, variance):
+    """exp(e) Phi(mean/sqrt(variance)); plain exp or a multiple of it where that is exact."""
+    return ExpNdtr(tidy(e), tidy(e - mean**2 / (2 * variance)), over_root(mean, variance))
+
+
+# ---- two dimensions -------------------------------------------------------------------------------------------------
+
+
+def expect2(f: Block, g: Block) -> tuple[list[Term], Step]:
+    """`E[f(u) g(v)]` for one pair of blocks, with its derivation."""
+    for x, y, swap in ((f, g, False), (g, f, True)):
+        if x.gate and x.gate.kind == "delta":
+            return _slice(x, y, swap)
+    if f == ONE or g == ONE:
+        block, q = (g, q22) if f == ONE else (f, q11)
+        terms = expect1(block, sp.Integer(0), q, sp.Integer(0))
+        return terms, _step("Marginal", f"E[{block.expr()}], one-dimensional", sp.latex(block.expr()))
+    det, L11, L12, L22, detL = tilted(f.alpha, g.alpha)
+    mu = (f.beta * L11 + g.beta * L12, f.beta * L12 + g.beta * L22)
+    e = (f.beta * mu[0] + g.beta * mu[1]) / 2
+    children = []
+    if f.alpha != 0 or g.alpha != 0:
+        children.append(_step("Tilt", f"alpha = ({f.alpha}, {g.alpha}), det = {tidy(det)}", rf"\det D = {sp.latex(tidy(det))}"))
+    if f.beta != 0 or g.beta != 0:
+        children.append(_step("Shift", f"beta = ({f.beta}, {g.beta}), exponent {tidy(e)}", sp.latex(tidy(e))))
+    if f.gate is None and g.gate is None:
+        coef = _wick(f.poly, g.poly, mu, (L11, L12, L22))
+        children.append(_step("Wick", f"polynomials of degree {len(f.poly) - 1} and {len(g.poly) - 1}", ""))
+        terms = [Term(coef, det, sp.exp(tidy(e)))]
+    else:
+        terms, inner = _gated_pair(f, g, (det, L11, L12, L22, detL), mu, e)
+        children += inner
+    x, y = sp.Symbol("u"), sp.Symbol("v")
+    statement = f.expr(x) * g.expr(y)
+    return terms, Step("Pair", f"E[{statement}]", rf"\mathbb{{E}}\left[{sp.latex(statement)}\right]", tuple(children))
+
+
+def _step(rule, statement, latex, children=()):
+    return Step(rule, statement, latex, tuple(children))
+
+
+def tilted(a1, a2):
+    """det, L11, L12, L22, det L of the Gaussian tilted by exp(a1 u^2 + a2 v^2), written with Delta (no subtraction)."""
+    det = 1 - 2 * a1 * q11 - 2 * a2 * q22 + 4 * a1 * a2 * Delta
+    return det, (q11 - 2 * a2 * Delta) / det, q12 / det, (q22 - 2 * a1 * Delta) / det, Delta / det
+
+
+def _moment(poly, mean, var):
+    """E[P(x)] for x ~ N(mean, var)."""
+    out = sp.Integer(0)
+    for n, c in enumerate(poly):
+        if c != 0:
+            out += c * _at(_stein1(n)[0], mean, var)
+    return out
+
+
+def _derivative(poly, l):
+    return [c * sp.ff(n, l) for n, c in enumerate(poly)][l:]
+
+
+def _wick(p, r, mu, L):
+    """E[P(u) R(v)] of a Gaussian pair: sum over l of L12^l/l! E[P^(l)(u)] E[R^(l)(v)]."""
+    L11, L12, L22 = L
+    total = []
+    for l in range(min(len(p), len(r))):
+        left, right = _moment(_derivative(p, l), mu[0], L11), _moment(_derivative(r, l), mu[1], L22)
+        total.append(L12**l / factorial(l) * left * right)
+    return sp.Add(*total)
+
+
+@lru_cache
+def _ring2():
+    return ring("L11,L12,L22,m1,m2", sp.QQ)
+
+
+@lru_cache(maxsize=None)
+def _stein2(n: int, m: int) -> dict:
+    """E[u^n v^m gates] as {(0,): of the bare gates, (1, i, j): of E[u^i v^j gate1' gate2], (2, i, j): ...}."""
+    R, L11, L12, L22, m1, m2 = _ring2()
+    if n == m == 0:
+        return {(0,): R(1)}
+    out: dict[tuple, object] = {}
+
+    def add(factor, table):
+        for key, p in table.items():
+            out[key] = out.get(key, R(0)) + factor * p
+
+    if n:
+        add(m1, _stein2(n - 1, m))
+        if n > 1:
+            add((n - 1) * L11, _stein2(n - 2, m))
+        if m:
+            add(m * L12, _stein2(n - 1, m - 1))
+        add(L11, {(1, n - 1, m): R(1)})
+        add(L12, {(2, n - 1, m): R(1)})
+    else:
+        add(m2, _stein2(0, m - 1))
+        if m > 1:
+            add((m - 1) * L22, _stein2(0, m - 2))
+        add(L12, {(1, 0, m - 1): R(1)})
+        add(L22, {(2, 0, m - 1): R(1)})
+    return out
+
+
+def _gated_pair(f: Block, g: Block, tilt, mu, e):
+    """Stein down to the bare gates; each gate's derivative is a simpler pair, treated by the same rules."""
+    det, L11, L12, L22, _ = tilt
+    bare = sp.Integer(0)
+    edges: dict[tuple, list] = {}  # (which gate, power of the other variable) -> coefficients by own power
+    for n, a in enumerate(f.poly):
+        for m, b in enumerate(g.poly):
+            if a == 0 or b == 0:
+                continue
+            for key, p in _stein2(n, m).items():
+                gate = f.gate if key[0] == 1 else g.gate
+                if key[0] and (gate is None or (gate.at == 0 and gate.kind != "erf" and key[key[0]] > 0)):
+                    continue  # no gate, or t^i delta(t) = 0
+                value = a * b * _at(p, L11, L12, L22, *mu)
+                if key == (0,):
+                    bare += value
+                else:
+                    which, i, j = key
+                    own, other = (i, j) if which == 1 else (j, i)
+                    row = edges.setdefault((which, other), [])
+                    row += [sp.Integer(0)] * (own + 1 - len(row))
+                    row[own] += value
+    terms = [Term(bare * c, det, head) for c, head in orthant(f.gate, g.gate, tilt, mu, e)] if bare != 0 else []
+    children = [_step("Stein", f"bare gates and {len(edges)} boundary terms", "")]
+    for (which, other), own in edges.items():
+        block, partner = (f, g) if which == 1 else (g, f)
+        power = Block((*[sp.Integer(0)] * other, sp.Integer(1)), partner.alpha, partner.beta, partner.gate)
+        # the coefficients depend on q, so the boundary is taken monomial by monomial of its own variable
+        for i, c in enumerate(own):
+            if c == 0:
+                continue
+            mono = Block((*[sp.Integer(0)] * i, sp.Integer(1)), block.alpha, block.beta, block.gate)
+            for edge in gate_derivative(mono):
+                pair = (edge, power) if which == 1 else (power, edge)
+                inner, step = expect2(*pair)
+                terms += [Term(c * x.coef, x.rad, x.head) for x in inner]
+                children.append(step)
+    return terms, children
+
+
+def orthant(g1, g2, tilt, mu, e):
+    """exp(e) E[gate1 gate2] under the tilted, shifted Gaussian, as (coef, head): the Orthant rule."""
+    _, L11, L12, L22, detL = tilt
+    if g1 is None or g2 is None:
+        (g, m, v) = (g2, mu[1], L22) if g1 is None else (g1, mu[0], L11)
+        return [(c, head) for c, _, head in _bare1(g, m, v, e) if c != 0]
+    low1, span1, s1, o1, e1 = _affine(g1)
+    low2, span2, s2, o2, e2 = _affine(g2)
+    m1, m2, v1, v2, c = s1 * mu[0] + o1, s2 * mu[1] + o2, s1**2 * L11 + e1, s2**2 * L22 + e2, s1 * s2 * L12
+    x2 = s1**2 * s2**2 * detL + e2 * s1**2 * L11 + e1 * s2**2 * L22 + e1 * e2  # (1 - rho^2) v1 v2, no subtraction
+    m1, m2 = tidy(m1), tidy(m2)
+    plain = sp.exp(tidy(e))
+    if m1 == 0 and m2 == 0:  # P = 1/4 + angle/(2 pi)
+        mean = (low1 + HALF * span1) * (low2 + HALF * span2)
+        out = [(sp.Rational(span1 * span2, 2) / sp.pi, plain * angle(c, x2)), (mean, plain)]
+        return [(a, b) for a, b in out if a != 0]
+    out = [(sp.Integer(span1 * span2), exp_phi2(e, m1, m2, v1, v2, c, x2)), (sp.Integer(low1 * low2), plain)]
+    for coef, m, v in ((span1 * low2, m1, v1), (low1 * span2, m2, v2)):
+        if coef:
+            out.append((sp.Integer(coef), exp_ndtr(e, m, v)) if m != 0 else (sp.Rational(coef, 2), plain))
+    return [(a, b) for a, b in out if a != 0]
+
+
+def angle(y, x2):
+    """Angle(y, x^2) of rational arguments, scaled to polynomials (only y : x matters)."""
+    numerator, denominator = tidy(y).as_numer_denom()
+    return Angle(numerator, tidy(x2 * denominator**2))
+
+
+def exp_phi2(e, m1, m2, v1, v2, c, x2):
+    """exp(e) P(y1 >= 0, y2 >= 0) for means m, variances v, covariance c and x2 = v1 v2 - c^2."""
+    e = tidy(e)
+    th2, tk2 = m2 * v1 - c * m1, m1 * v2 - c * m2  # th = th2/sqrt(v1 x2)
+    return ExpPhi2(
+        e,
+        tidy(e - m1**2 / (2 * v1)),
+        tidy(e - m2**2 / (2 * v2)),
+        tidy(e - (m1**2 * v2 - 2 * c * m1 * m2 + m2**2 * v1) / (2 * x2)),
+        over_root(m1, v1),
+        over_root(m2, v2),
+        over_root(th2, v1 * x2),
+        over_root(tk2, v2 * x2),
+        tidy(c),
+        tidy(x2),
+    )
+
+
+def _slice(delta: Block, other: Block, swap: bool) -> tuple[list[Term], Step]:
+    """E[delta^(j)(u - p) g(v)] = (-d/dp)^j [density(p) E[g(v) | u = p]], by Leibniz; d/dp acts on g as q12/q11 g'."""
+    own, far = (q22, q11) if swap else (q11, q22)
+    del far
+    p, j, coef = delta.gate.at, int(delta.gate.kappa), delta.poly[0]
+    if other == ONE:
+        return expect1(delta, sp.Integer(0), own, sp.Integer(0)), _step("Slice", "density", "")
+    mean, var, extra = q12 / own * p, Delta / own, -(p**2) / (2 * own)
+    terms: list[Term] = []
+    blocks: tuple[Block, ...] = (other,)
+    for i in range(j + 1):
+        # (-d/dp)^(j-i) density = own^(-(j-i)/2) He_(j-i)(p/sqrt(own)) density ; (d/dp)^i of the rest = (q12/own)^i E[g^(i)]
+        k = j - i
+        he = sp.Add(
+            *(
+                sp.Rational((-1) ** n * factorial(k), 2**n * factorial(n) * factorial(k - 2 * n))
+                * p ** (k - 2 * n)
+                / own ** (k - n)
+                for n in range(k // 2 + 1)
+            )
+        )
+        factor = coef * comb(j, i) * (-1) ** i * he * (q12 / own) ** i / sp.sqrt(2 * sp.pi)
+        if factor != 0:
+            for block in blocks:
+                for x in expect1(block, mean, var, extra):
+                    terms.append(Term(factor * x.coef, own * x.rad, x.head))
+        if i < j:
+            blocks = differentiate(blocks)
+    variable = "v" if swap else "u"
+    return terms, _step("Slice", f"delta at {variable} = {p}", rf"\delta({variable} - {sp.latex(p)})")
+
+
+def expectation(f: tuple[Block, ...], g: tuple[Block, ...]) -> tuple[list[Term], Step]:
+    """`E[f(u) g(v)]` of two sums of blocks, collected, with the derivation."""
+    terms, steps = [], []
+    symmetric = f == g
+    for i, x in enumerate(f):
+        for j, y in enumerate(g):
+            if symmetric and j < i:
+                continue
+            got, step = expect2(x, y)
+            terms += got
+            if symmetric and j > i:
+                terms += [swap(z) for z in got]
+            steps.append(step)
+    return collect(terms), Step("Sum over pairs", f"{len(steps)} pairs of blocks", "", tuple(steps))
+
+
+_SWAP = {q11: q22, q22: q11}
+
+
+def swap(term: Term) -> Term:
+    """The term with u and v exchanged."""
+    coef, rad, head = (x.xreplace(_SWAP) for x in (term.coef, term.rad, term.head))
+    return Term(coef, rad, head.replace(ExpPhi2, _swap_phi2))
+
+
+def _swap_phi2(e, eh, ek, er, h, k, th, tk, y, x2):
+    return ExpPhi2(e, ek, eh, er, k, h, tk, th, y, x2)
