@@ -1,0 +1,460 @@
+"""`Dual`: what `derive` and `from_kernel` return, the record that every later stage reads.
+
+It holds the activation's normal form, the members `K_mn = E[s^(m)(u) s^(n)(v)]` of Price's family (k is K_00, kdot is
+K_11), the domain of the norms, homogeneity, parity, parameters, and the derivation. The formulas exist twice: as terms
+with Delta and stable heads (for `codegen.py`), and as plain SymPy in the shape of the literature (`k`, `kdot`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property, lru_cache
+
+import sympy as sp
+
+from . import catalog, parsing
+from .atoms import Block, NoClosedForm, blocks, differentiate, read
+from .gaussian import SUBTRACTED, Angle, Delta, ExpNdtr, ExpPhi2, Phi2, Step, Term, expectation
+from .parsing import q11, q12, q22, t
+
+# Greek and Latin names that SymPy's assumptions system understands, for parameters of SymPy expressions and of text.
+SIGNS = ("positive", "negative", "nonnegative", "nonpositive", "nonzero", "integer")
+
+
+@dataclass(frozen=True)
+class Dual:
+    """The dual activation of `activation`, or of a bare kernel.
+
+    activation   SymPy expression in `t`, or None when only the kernel is known
+    kernel       SymPy expression in q11, q12, q22, or a callable, when there is no activation; else None
+    parameters   the free parameters, sorted by name; keywords of the generated code
+    defaults     values for them, where the catalog has some
+    source       where the activation comes from: the text as typed, or the catalog id with its references
+    """
+
+    activation: sp.Expr | None
+    kernel: sp.Expr | Callable | None = None
+    parameters: tuple[sp.Symbol, ...] = ()
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    source: str = ""
+
+    # ---- the activation --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def pieces(self):
+        return read(self._known_activation())
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The normal form of the activation: a sum of blocks."""
+        return blocks(self.pieces)
+
+    def derivative(self, order: int) -> tuple[Block, ...]:
+        """The blocks of the order-th derivative, deltas included."""
+        return _derivatives(self.blocks, order)
+
+    def _known_activation(self) -> sp.Expr:
+        if self.activation is None:
+            raise NoClosedForm("this dual was defined by its kernel: the activation is unknown")
+        return self.activation
+
+    @cached_property
+    def parity(self) -> int | None:
+        """1 for an even activation, -1 for an odd one, None for neither (or an unknown one)."""
+        return None if self.activation is None else self.pieces.parity()
+
+    @cached_property
+    def homogeneity(self) -> int | None:
+        """p with s(a t) = a^p s(t) for all a > 0, else None."""
+        if self.activation is None:
+            return None
+        degrees = set()
+        for b in self.blocks:
+            gate_moves = b.gate is not None and (b.gate.at != 0 or b.gate.kind == "erf")
+            if b.alpha != 0 or b.beta != 0 or gate_moves:
+                return None
+            degrees |= {n for n, c in enumerate(b.poly) if c != 0}
+        return degrees.pop() if len(degrees) == 1 else None
+
+    @cached_property
+    def growth(self) -> sp.Expr:
+        """alpha of the fastest exp(alpha t^2); k(q, q, q) is finite iff 4 alpha q < 1."""
+        if self.activation is None:
+            return sp.Integer(0)
+        return sp.Max(0, *(b.alpha for b in self.blocks))
+
+    @property
+    def domain(self) -> str:
+        """The norms for which the activation is square-integrable, in words."""
+        return "all q >= 0" if self.growth == 0 else f"{4 * self.growth}*q < 1"
+
+    @cached_property
+    def jumps(self) -> tuple[sp.Expr, ...]:
+        """Where the activation jumps (there the NTK has no value)."""
+        if self.activation is None:
+            return ()
+        return tuple(b.gate.at for b in self.derivative(1) if b.gate and b.gate.kind == "delta")
+
+    # ---- the kernels -----------------------------------------------------------------------------------------------
+
+    def member(self, m: int, n: int) -> list[Term]:
+        """`E[s^(m)(u) s^(n)(v)]` as terms; Price: dK_mn/dq12 = K_(m+1)(n+1), dK_mn/dq11 = K_(m+2)n / 2."""
+        return self._member(m, n)[0]
+
+    def _member(self, m: int, n: int) -> tuple[list[Term], Step]:
+        return _expectation(self.derivative(m), self.derivative(n))
+
+    def mean(self, m: int) -> list[Term]:
+        """`E[s^(m)(u)]` for u ~ N(0, q11), as terms."""
+        return _expectation(self.derivative(m), (Block((sp.Integer(1),)),))[0]
+
+    @cached_property
+    def k(self) -> sp.Expr:
+        """E[s(u) s(v)] as a SymPy expression in q11, q12, q22: one NNGP layer."""
+        if self.activation is None:
+            return self._kernel_expression()
+        return formula(self.member(0, 0))
+
+    @cached_property
+    def kdot(self) -> sp.Expr:
+        """E[s'(u) s'(v)] = dk/dq12: the factor of the NTK. NoClosedForm where the activation jumps."""
+        if self.activation is None:  # Theorem 3 of the paper: (1/(ab)) dk/dc
+            return _smooth_derivative(self._kernel_expression())
+        self.require_ntk()
+        return formula(self.member(1, 1))
+
+    def require_ntk(self) -> None:
+        """Raise NoClosedForm where the activation jumps."""
+        if self.jumps:
+            raise NoClosedForm(
+                f"the activation jumps at t = {', '.join(map(str, self.jumps))}: its derivative has a delta there, so "
+                "kdot = E[s'(u) s'(v)] is infinite on the diagonal and the NTK has no value. k and its gradients are "
+                'fine: use get="nngp", or smooth the jump'
+            )
+
+    def _kernel_expression(self) -> sp.Expr:
+        if not isinstance(self.kernel, sp.Expr):
+            raise NoClosedForm(
+                "this kernel was given as a numeric callable: it has no formula. Way out: dc.compile evaluates it"
+            )
+        return self.kernel
+
+    # ---- the derivation --------------------------------------------------------------------------------------------
+
+    @property
+    def derivation(self) -> Derivation:
+        """The rules that led to k, as a tree; prints as text, `.latex()` as LaTeX."""
+        if self.activation is None:
+            kernel = self.kernel if isinstance(self.kernel, sp.Expr) else sp.Symbol("kernel")
+            return Derivation(Step("Given kernel", f"k = {kernel}; kdot = dk/dq12 (Theorem 3)", sp.latex(kernel)))
+        normal = sp.Add(*(b.expr(t) for b in self.blocks))
+        form = Step("Normal form", f"s(t) = {normal}", f"s(t) = {sp.latex(normal)}")
+        name = f"k = E[s(u) s(v)], s(t) = {self.activation}"
+        latex = rf"k = \mathbb{{E}}[s(u)s(v)],\quad s(t) = {sp.latex(self.activation)}"
+        collected = Step("Collect", f"k = {self.k}", f"k = {sp.latex(self.k)}")
+        return Derivation(Step("Dual", name, latex, (form, self._member(0, 0)[1], collected)))
+
+    def __str__(self) -> str:
+        of = f"s(t) = {self.activation}" if self.activation is not None else "a kernel without activation"
+        return f"Dual of {of}; domain {self.domain}"
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """A tree of applied rules."""
+
+    root: Step
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+
+        def walk(step: Step, prefix: str, last: bool, top: bool):
+            branch = "" if top else ("`- " if last else "|- ")
+            lines.append(f"{prefix}{branch}{step.rule}: {step.statement}")
+            below = prefix if top else prefix + ("   " if last else "|  ")
+            for i, child in enumerate(step.children):
+                walk(child, below, i == len(step.children) - 1, False)
+
+        walk(self.root, "", True, True)
+        return "\n".join(lines)
+
+    def latex(self) -> str:
+        """The derivation as nested LaTeX lists."""
+
+        def walk(step: Step, depth: int) -> list[str]:
+            pad = "  " * depth
+            out = [rf"{pad}\item \textbf{{{step.rule}}}" + (f": ${step.latex}$" if step.latex else "")]
+            if step.children:
+                inner = [line for c in step.children for line in walk(c, depth + 2)]
+                out += [rf"{pad}  \begin{{itemize}}", *inner, rf"{pad}  \end{{itemize}}"]
+            return out
+
+        return "\n".join([r"\begin{itemize}", *walk(self.root, 1), r"\end{itemize}"])
+
+
+@lru_cache(maxsize=256)
+def _derivatives(s: tuple[Block, ...], order: int) -> tuple[Block, ...]:
+    return s if order == 0 else differentiate(_derivatives(s, order - 1))
+
+
+@lru_cache(maxsize=256)
+def _expectation(f, g):
+    return expectation(f, g)
+
+
+# ---- formulas for people --------------------------------------------------------------------------------------------
+
+
+def _angle(y, x2):
+    total = sp.factor((y**2 + x2).xreplace({Delta: SUBTRACTED}))
+    return sp.asin(y / sp.sqrt(total))
+
+
+READABLE = {
+    Angle: _angle,
+    ExpNdtr: lambda e, eh, h: sp.exp(e) * (1 + sp.erf(h / sp.sqrt(2))) / 2,
+    ExpPhi2: lambda e, eh, ek, er, h, k, th, tk, y, x2: sp.exp(e) * Phi2(h, k, sp.sin(_angle(y, x2))),
+}
+
+
+def formula(terms: list[Term]) -> sp.Expr:
+    """The terms as one expression in q11, q12, q22: arcsines, erf, Phi2 in place of the stable heads."""
+    by_radical: dict[sp.Expr, list[sp.Expr]] = {}
+    for term in terms:
+        head = term.head
+        for kind, readable in READABLE.items():
+            head = head.replace(kind, readable)
+        by_radical.setdefault(term.rad, []).append(term.coef * head)
+    # one exponential or radical in front of its whole group
+    total = sp.Add(*(sp.Add(*parts) / sp.sqrt(rad) for rad, parts in by_radical.items()))
+    shared = sp.factor_terms(total) if len(terms) > 1 else total
+    best = min((total, shared), key=sp.count_ops)
+    return best.xreplace({Delta: SUBTRACTED})
+
+
+# ---- derive ---------------------------------------------------------------------------------------------------------
+
+
+def derive(activation, *, assume: Mapping[str, str] | None = None, **parameters) -> Dual:
+    """The dual of an activation: a catalog id, a text in `t` or `x`, or a SymPy expression.
+
+    parameters   values of the activation's parameters; floats are taken as the decimals that they print as. What is
+                 not given stays a symbol.
+    assume       signs of symbolic parameters, as {"A": "positive"}
+    Raises NoClosedForm, with the reason and the way out, when the activation is outside the closed class, and
+    ValueError for text that cannot be read.
+    """
+    if isinstance(activation, Dual):
+        return activation
+    dual = resolve(activation, assume=assume, **parameters)
+    if dual.activation is not None:
+        dual.member(0, 0)  # refuse here, not at first use
+    return dual
+
+
+def resolve(activation, *, assume: Mapping[str, str] | None = None, **parameters) -> Dual:
+    """Text or expression to an unevaluated Dual; reads nothing of the calculus yet."""
+    given = {name: exact(value, name) for name, value in parameters.items() if _is_scalar(value)}
+    lists = {name: value for name, value in parameters.items() if name not in given}
+    signs = _assumptions(assume or {})
+    if isinstance(activation, str):
+        text = activation.strip()
+        if text in catalog.builtin():
+            return _from_catalog(text, parameters, signs)
+        if lists:
+            raise ValueError(f"the parameter {next(iter(lists))} is a list; only catalog entries take coefficient lists")
+        expr = parsing.parse_activation(activation, parameters=signs, known=tuple(catalog.builtin()))
+        source = text
+    elif isinstance(activation, sp.Expr):
+        expr, source = _own_variable(activation), str(activation)
+    elif isinstance(activation, int | float):
+        expr, source = exact(activation, "the activation"), str(activation)
+    else:
+        raise ValueError(
+            f"an activation is a text, a catalog id or a SymPy expression; a {type(activation).__name__} came"
+        )
+    return _with_values(expr, given, source, {})
+
+
+def _is_scalar(value) -> bool:
+    return not isinstance(value, list | tuple)
+
+
+def exact(value, name: str) -> sp.Expr:
+    """A parameter value as an exact number: a float is the decimal that it prints as."""
+    if isinstance(value, sp.Expr):
+        return value
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float | Fraction | str):
+        raise ValueError(f"{name} = {value!r}: a real number was expected")
+    try:
+        fraction = Fraction(repr(value) if isinstance(value, float) else value)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{name} = {value!r}: a finite real number was expected") from None
+    return sp.Rational(fraction.numerator, fraction.denominator)
+
+
+def _assumptions(assume: Mapping[str, str]) -> dict[str, dict[str, bool]]:
+    for name, sign in assume.items():
+        if sign not in SIGNS:
+            raise ValueError(f"assume[{name!r}] = {sign!r}: one of {', '.join(SIGNS)} was expected")
+    return {name: {sign: True} for name, sign in assume.items()}
+
+
+def _from_catalog(name: str, parameters, signs) -> Dual:
+    entry = catalog.get(name)
+    text, rest = entry.text(**parameters)
+    known = {p: spec.assumptions() for p, spec in entry.parameters.items()}
+    known.update(signs)
+    values = {p: exact(v, p) for p, v in rest.items()}
+    defaults = {p: spec.default for p, spec in entry.parameters.items()}
+    cited = ", ".join(dict.fromkeys((*entry.references.nngp, *entry.references.ntk)))
+    source = f"catalog {name}: {text}" + (f" [{cited}]" if cited else "")
+    if entry.kernel is not None:
+        return from_kernel(text, assume_known=known, source=source, defaults=defaults, **values)
+    return _with_values(parsing.parse_activation(text, parameters=known), values, source, defaults)
+
+
+def _own_variable(expr: sp.Expr) -> sp.Expr:
+    """A user's SymPy expression in our real variable t, its parameters real."""
+    variables = {s for s in expr.free_symbols if s.name in ("t", "x")}
+    if len(variables) > 1:
+        raise ValueError(f"two variables came in {expr}: an activation has one, t or x")
+    if not variables and expr.free_symbols:
+        raise ValueError(f"no variable in {expr}: the variable of an activation is t or x")
+    renamed = {s: t if s in variables else _real(s) for s in expr.free_symbols}
+    return expr.xreplace(renamed)
+
+
+def _real(symbol: sp.Symbol) -> sp.Symbol:
+    return symbol if symbol.is_real else sp.Symbol(symbol.name, real=True)
+
+
+def _with_values(expr, values, source, defaults) -> Dual:
+    free = {s.name: s for s in expr.free_symbols if s != t}
+    unknown = [name for name in values if name not in free]
+    if unknown:
+        has = f"its parameters are {', '.join(sorted(free))}" if free else "it has no parameters"
+        raise ValueError(f"{unknown[0]} is not a parameter of {expr}: {has}")
+    expr = expr.subs({free[name]: value for name, value in values.items()}) if values else expr
+    if expr.has(sp.zoo, sp.nan, sp.oo):
+        raise ValueError(f"{source}: not finite for {values}")
+    rest = tuple(sorted((s for s in expr.free_symbols if s != t), key=lambda s: s.name))
+    for s in rest:
+        if s.is_integer:
+            raise ValueError(f"the integer parameter {s} shapes the formula: give it a value, as {s}=3")
+    kept = {s.name: defaults[s.name] for s in rest if s.name in defaults}
+    return Dual(expr, None, rest, kept, source)
+
+
+# ---- kernels without an activation ----------------------------------------------------------------------------------
+
+
+def from_kernel(kernel=None, *, kappa=None, source: str = "", defaults=None, assume_known=None, **parameters) -> Dual:
+    """A dual whose activation is unknown.
+
+    kernel   text or SymPy expression in q11, q12, q22, or a callable `(q12, q11, q22)` of JAX or NumPy arrays
+    kappa    text or expression in t = cos: the 1-homogeneous kernel sqrt(q11 q22) kappa(t)
+    kdot follows by the paper's Theorem 3, `kdot = (1/(ab)) dk/dc`. A kernel that is not symmetric, or has a negative
+    power-series coefficient in c, is refused with ValueError: it is not positive semi-definite.
+    """
+    if (kernel is None) == (kappa is None):
+        raise ValueError("give either a kernel in q11, q12, q22 or kappa in t, not both")
+    known = assume_known or {}
+    if kappa is not None:
+        expr = parsing.parse_kappa(kappa, parameters=known) if isinstance(kappa, str) else _own_variable(kappa)
+        kernel = sp.sqrt(q11 * q22) * expr.xreplace({t: q12 / sp.sqrt(q11 * q22)})
+        source = source or f"kappa = {kappa}"
+    if callable(kernel) and not isinstance(kernel, sp.Basic):
+        check_positive_semidefinite(kernel, "the callable")
+        return Dual(None, kernel, (), {}, source or getattr(kernel, "__name__", "callable"))
+    if isinstance(kernel, str):
+        source = source or kernel
+        kernel = parsing.parse_kernel(kernel, parameters=known)
+    ours = {"q11": q11, "q12": q12, "q22": q22}
+    kernel = kernel.xreplace({s: ours.get(s.name, _real(s)) for s in kernel.free_symbols})
+    values = {s: exact(parameters[s.name], s.name) for s in kernel.free_symbols if s.name in parameters}
+    unknown = set(parameters) - {s.name for s in values}
+    if unknown:
+        raise ValueError(f"{unknown.pop()} is not a parameter of {kernel}")
+    kernel = kernel.subs(values)
+    rest = tuple(sorted(kernel.free_symbols - {q11, q12, q22}, key=lambda s: s.name))
+    kept = {s.name: defaults[s.name] for s in rest if s.name in (defaults or {})}
+    numeric = kernel.subs({s: exact(kept.get(s.name, 1), s.name) for s in rest})
+    check_positive_semidefinite(sp.lambdify((q12, q11, q22), numeric, "numpy"), str(kernel))
+    return Dual(None, kernel, rest, kept, source or str(kernel))
+
+
+def check_positive_semidefinite(k: Callable, name: str) -> None:
+    """Refuse a kernel that is asymmetric, or whose Gram matrix on points of the sphere has a negative eigenvalue."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    for d in (2, 3, 8, 40):
+        x = rng.standard_normal((60, d))
+        x *= rng.choice([0.5, 1.0, 1.5], size=60)[:, None] / np.linalg.norm(x, axis=1, keepdims=True)
+        q = np.sum(x * x, axis=1)
+        root = np.sqrt(np.outer(q, q))
+        cov = np.clip(x @ x.T, -root, root)
+        np.fill_diagonal(cov, q)
+        ones = np.ones_like(cov)
+        with np.errstate(all="ignore"):
+            gram = np.asarray(k(cov, q[:, None] * ones, q[None, :] * ones), dtype=float) * ones
+        if not np.all(np.isfinite(gram)):
+            raise ValueError(f"{name}: not finite for every q12 in [-sqrt(q11 q22), sqrt(q11 q22)]")
+        if not np.allclose(gram, gram.T, rtol=1e-6, atol=1e-9 * np.abs(gram).max()):
+            raise ValueError(f"{name}: not symmetric in the exchange of q11 and q22, so it is no kernel")
+        low = np.linalg.eigvalsh((gram + gram.T) / 2)[0]
+        if low < -1e-6 * np.abs(gram).max() * len(gram):
+            raise ValueError(f"{name}: not positive semi-definite (a Gram matrix has the eigenvalue {low:.3g})")
+    _check_series(k, name)
+
+
+def _check_series(k, name) -> None:
+    """Refuse a negative power-series coefficient in c at q11 = q22 = 1 (Chebyshev fit, degrees to 8)."""
+    import numpy as np
+    from numpy.polynomial import chebyshev
+
+    c = np.cos(np.pi * (np.arange(200) + 0.5) / 200)
+    ones = np.ones_like(c)
+    with np.errstate(all="ignore"):
+        values = np.asarray(k(c, ones, ones), dtype=float) * ones
+    if not np.all(np.isfinite(values)):
+        return
+    inside = np.abs(c) <= 0.5  # analytic there even where k is not at c = +-1
+    fit = chebyshev.Chebyshev.fit(c[inside], values[inside], 24, domain=[-0.5, 0.5])
+    coefficients = fit.convert(kind=np.polynomial.Polynomial).coef[:9]
+    tolerance = 1e-6 * np.abs(values).max() * 4.0 ** np.arange(9)
+    bad = np.flatnonzero(coefficients < -tolerance)
+    if bad.size:
+        j = int(bad[0])
+        raise ValueError(
+            f"{name}: not positive semi-definite (its power series in c has the coefficient {coefficients[j]:.3g} "
+            f"at degree {j})"
+        )
+
+
+def _smooth_derivative(kernel: sp.Expr) -> sp.Expr:
+    """dk/dq12, with the 0/0 of arc-cosine kernels at c = +-1 cancelled."""
+    plain = sp.diff(kernel, q12)
+    if not kernel.has(sp.acos, sp.asin, sp.atan) and not plain.has(sp.Pow):
+        return plain
+    root = sp.sqrt(q11 * q22 - q12**2)
+
+    def same_root(e):
+        # 1/sqrt(1 - q12^2/(q11 q22)) = sqrt(q11 q22)/sqrt(q11 q22 - q12^2)
+        base, power = e.as_base_exp()
+        if power.is_Rational and power.q == 2:
+            together = sp.factor(sp.together(base))
+            numerator, denominator = together.as_numer_denom()
+            if sp.expand(numerator - (q11 * q22 - q12**2)) == 0:
+                return root ** (2 * power) / sp.sqrt(denominator) ** (2 * power)
+        return e
+
+    rewritten = plain.replace(lambda e: e.is_Pow, same_root)
+    return sp.simplify(sp.expand(rewritten))
+
+

@@ -1,0 +1,447 @@
+"""Numeric primitives that generated modules carry, each with its derivative.
+
+Generated code imports neither SymPy nor dualcalc: `codegen.py` copies the source text of the primitives that a kernel
+uses (`source`) into a standalone module for JAX, NumPy, numba or torch.  Hence the house rule of this file: a body is
+elementwise, branch-free (`where`) and calls only functions of the same name in `jax.numpy`, `numpy`, `torch` and numba;
+what differs between targets is in `TWINS`.  Only JAX gets the derivative rules, which stand below each body.
+
+All inputs of a primitive have one dtype, float32 or float64, and one shape.  Derivative rules are free of NaN at every
+finite input, to every order: a singular derivative is zero, and so is the tangent of a redundant input (one that the
+caller computed from the others in order to save digits).  eps is 2^-23 or 2^-52.
+"""
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as xp
+
+where = xp.where
+
+SQRT_HALF = 0.7071067811865476
+INV_SQRT_2PI = 0.3989422804014327
+INV_2PI = 0.15915494309189535
+TWO_OVER_SQRT_PI = 1.1283791670955126
+
+
+def pick(x, single, double):
+    """The constant or table for the precision of `x`."""
+    return single if x.dtype.itemsize == 4 else double
+
+
+def polynomial(coefficients, x):
+    """Horner's rule, highest degree first."""
+    total = 0.0 * x
+    for coefficient in coefficients:
+        total = total * x + coefficient
+    return total
+
+
+# ---------------------------------------------------------------------------------------------------- determinant
+
+
+def split(x):
+    """x = high + low, each short enough that products of two parts are exact.  XLA contracts multiply and add, which
+    breaks Veltkamp's splitting (the other targets' twin), so here the rounding is asked for by name."""
+    exponent_bits, mantissa_bits = pick(x, (8, 11), (11, 25))
+    high = jax.lax.reduce_precision(x, exponent_bits, mantissa_bits)
+    return high, x - high
+
+
+def two_sum(a, b):
+    """a + b = total + error, exactly (Knuth 1969)."""
+    total = a + b
+    b_part = total - a
+    return total, (a - (total - b_part)) + (b - b_part)
+
+
+@jax.custom_jvp
+def gram_det(q12, q11, q22):
+    """(delta, q12p): delta = q11 q22 - q12^2 to 1 eps, and q12 projected on |q12| <= sqrt(q11 q22).
+
+    Rounded inputs can have delta < 0: within 8 eps q11 q22 they mean delta = 0, beyond it is NaN."""
+    # With x = xh + xl for each input, delta is a sum of exact products (so contraction to FMA changes nothing),
+    #   (ah bh - ch^2) + (ah bl + al bh - 2 ch cl) + (al bl - cl^2),
+    # added with error terms (Dekker 1971).  Small inputs are scaled by 2^30 so that no product underflows.
+    small = q11 * q22 < 2.0**-60
+    up = where(small, 1073741824.0 + 0.0 * q11, 1.0)
+    a, b, c = q11 * up, q22 * up, q12 * up
+    ah, al = split(a)
+    bh, bl = split(b)
+    ch, cl = split(c)
+    high, error0 = two_sum(ah * bh, -(ch * ch))
+    cross, error1 = two_sum(ah * bl, al * bh)
+    cross, error2 = two_sum(cross, -2.0 * ch * cl)
+    total, error3 = two_sum(high, cross)
+    scaled = total + (error3 + (error0 + error1 + error2 + (al * bl - cl * cl)))
+    tolerated = -scaled <= pick(q11, 2.0**-20, 2.0**-49) * (a * b)
+    delta = where(scaled >= 0, scaled / up / up, where(tolerated, 0.0, xp.nan + 0.0 * scaled))
+    edge = xp.sign(q12) * xp.sqrt(q11) * xp.sqrt(q22)
+    return delta, where(scaled >= 0, q12, edge + delta)
+
+
+@gram_det.defjvp
+def _gram_det_jvp(primals, tangents):
+    q12, q11, q22 = primals
+    d12, d11, d22 = tangents
+    return gram_det(q12, q11, q22), (q22 * d11 + q11 * d22 - 2.0 * q12 * d12, d12)
+
+
+# ------------------------------------------------------------------------------------------- root, ratio and angle
+
+
+@jax.custom_jvp
+def root(x):
+    """sqrt(x); tangent zero at x = 0."""
+    return xp.sqrt(x)
+
+
+@root.defjvp
+def _root_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    slope = where(x == 0, 0.0, 0.5 / root(where(x == 0, 1.0, x)))
+    return root(x), slope * dx
+
+
+@jax.custom_jvp
+def ratio(x, y):
+    """x/y with 0/0 = 0; tangent zero where y = 0."""
+    return x / where((x == 0) & (y == 0), 1.0, y)
+
+
+@ratio.defjvp
+def _ratio_jvp(primals, tangents):
+    (x, y), (dx, dy) = primals, tangents
+    safe = where(y == 0, 1.0, y)
+    return ratio(x, y), where(y == 0, 0.0, (dx - x / safe * dy) / safe)
+
+
+@jax.custom_jvp
+def angle(y, x):
+    """atan2(y, x) for x >= 0, 0 at the origin; tangent (x dy - y dx)/(x^2 + y^2), zero at the origin."""
+    return xp.arctan2(y, xp.abs(x))
+
+
+@angle.defjvp
+def _angle_jvp(primals, tangents):
+    # The angle is homogeneous of degree 0, so scaling by a constant (hence stop_gradient) of the size of the inputs
+    # keeps x^2 + y^2 between 1 and 2.
+    (y, x), (dy, dx) = primals, tangents
+    size = jax.lax.stop_gradient(xp.maximum(xp.abs(x), xp.abs(y)))
+    origin = size == 0
+    size = where(origin, 1.0, size)
+    u, v = where(origin, 1.0, x / size), y / size
+    scale = where(origin, 0.0, 1.0 / (u * u + v * v))
+    return angle(y, x), (u * scale * dy - v * scale * dx) / size
+
+
+# -------------------------------------------------------------------------------------------------- erfcx and erf
+
+# (1 + 2x) exp(x^2) erfc(x) as a polynomial in t = (x - 3.5)/(x + 3.5) on [-1, 1] (the variable of Shepherd and
+# Laframboise 1981): Chebyshev interpolation of degree 11 and 23 with mpmath at 40 digits,
+# `tests/test_runtime.py::erfcx_table`.
+ERFCX_SINGLE = (
+    -6.599514789833978e-05, 0.000448676533283797, -0.0003590936620743805, -0.0040893597362799215,
+    0.01912750985981881, -0.048887399522983384, 0.0879767016784749, -0.11507471284641521,
+    0.09751964199385116, -0.010556866769515286, -0.14000918771601753, 1.2423492625014958,
+)  # fmt: skip
+ERFCX_DOUBLE = (
+    -1.2155186967957756e-09, 5.811094619015422e-11, 1.3911592311296799e-08, 6.778448793564802e-10,
+    -9.711971328975727e-08, -8.641744973204816e-09, 6.025096057081062e-07, -4.3051702801470573e-08,
+    -3.814933907984698e-06, 2.3272968965569266e-06, 2.4260839884956625e-05, -4.2781721628905614e-05,
+    -0.00012151232760165049, 0.0005643842605299897, -0.00030226790250868746, -0.004215019878405747,
+    0.019099330945601945, -0.0488233258310565, 0.08798315382467885, -0.11508959816001958,
+    0.09751909515326224, -0.010555596332221952, -0.14000918013761943, 1.2423492448711544,
+)  # fmt: skip
+
+
+@jax.custom_jvp
+def erfcx(x):
+    """exp(x^2) erfc(x) for x >= 0, to 2 eps."""
+    clipped = where(x > 1e10, 1e10, x)
+    return polynomial(pick(x, ERFCX_SINGLE, ERFCX_DOUBLE), (clipped - 3.5) / (clipped + 3.5)) / (1.0 + 2.0 * x)
+
+
+@erfcx.defjvp
+def _erfcx_jvp(primals, tangents):
+    # erfcx' = 2x erfcx - 2/sqrt(pi) cancels; from x = 25 on its asymptotic series in z = 1/(2 x^2) (DLMF 7.12.1), so
+    # that the error stays below 50 eps of erfcx.
+    (x,), (dx,) = primals, tangents
+    near = where(x < 25.0, x, 0.0)
+    far = where(x < 25.0, 25.0, x)
+    z = 0.5 / far / far
+    series = polynomial((10395.0, -945.0, 105.0, -15.0, 3.0, -1.0, 0.0), z)
+    slope = where(x < 25.0, 2.0 * near * erfcx(near) - TWO_OVER_SQRT_PI, TWO_OVER_SQRT_PI * series)
+    return erfcx(x), slope * dx
+
+
+# erf(x)/x - 1 as a polynomial in x^2 on [0, 1], Chebyshev interpolation, `tests/test_runtime.py::erf_table`.
+ERF_SINGLE = (
+    -0.0005648059865503044, 0.004921762027877231, -0.02671505423226643, 0.11280316652505075,
+    -0.37612343775327806, 0.12837912617873729,
+)  # fmt: skip
+ERF_DOUBLE = (
+    -7.795898827002142e-10, 1.3720064546777686e-08, -1.6208483801871705e-07, 1.6447424703317362e-06,
+    -1.492473690741966e-05, 0.00012055294904839707, -0.0008548325975389692, 0.0052239776071164225,
+    -0.02686617064323777, 0.11283791670945006, -0.37612638903183543, 0.12837916709551256,
+)  # fmt: skip
+
+
+def erf_series(x):
+    """erf(x) for a target that has none: x (1 + P(x^2)) up to |x| = 1, then 1 - exp(-x^2) erfcx(|x|)."""
+    size = xp.abs(x)
+    inner = where(size < 1.0, x, 0.0)
+    near = inner + inner * polynomial(pick(x, ERF_SINGLE, ERF_DOUBLE), inner * inner)
+    return where(size < 1.0, near, xp.sign(x) * (1.0 - xp.exp(-size * size) * erfcx(size)))
+
+
+erf = jax.scipy.special.erf
+
+# --------------------------------------------------------------------------------- normal distributions in log space
+
+
+@jax.custom_jvp
+def exp_ndtr(e, eh, h):
+    """exp(e) Phi(h), Phi the normal distribution function, given eh = e - h^2/2 (redundant)."""
+    full = xp.exp(e)
+    beyond = 0.5 * xp.exp(eh) * erfcx(xp.abs(h) * SQRT_HALF)  # exp(e) Phi(-|h|)
+    return where(h <= 0, beyond, where(full == xp.inf, full, full - beyond))
+
+
+@exp_ndtr.defjvp
+def _exp_ndtr_jvp(primals, tangents):
+    (e, eh, h), (de, _, dh) = primals, tangents
+    value = exp_ndtr(e, eh, h)
+    return value, value * de + INV_SQRT_2PI * xp.exp(eh) * dh
+
+
+# Two quadrature rules on [0, 1] side by side, (node, weight, node, weight), derivations below;
+# `tests/test_runtime.py::wedge_table` recomputes them.
+WEDGE_SINGLE = (
+    (0.013057480301633121, 0.033503010059046774, 0.1252334085114689, 0.24914704581340277),
+    (0.06876119262110407, 0.07793759712944552, 0.3678314989981802, 0.2334925365383548),
+    (0.16908586900363484, 0.12289876533442058, 0.5873179542866175, 0.20316742672306592),
+    (0.3153902572301385, 0.17046755169841823, 0.7699026741943047, 0.16007832854334622),
+    (0.512769910052381, 0.22658351341967695, 0.9041172563704749, 0.10693932599531843),
+    (0.7761889619119365, 0.30520659887605195, 0.9815606342467192, 0.04717533638651183),
+)
+WEDGE_DOUBLE = (
+    (0.003088023417373464, 0.007923878996883845, 0.05923009342931321, 0.11832141527926228),
+    (0.016262268962380144, 0.018426867580433586, 0.17685882035689018, 0.11666044348529658),
+    (0.03993344886166837, 0.028909406758598294, 0.2920048394859569, 0.11336181654631966),
+    (0.07407002129728457, 0.03935996587494089, 0.4030517551234863, 0.10847184052857659),
+    (0.11865329791012855, 0.0498117899235602, 0.5084407148245057, 0.10205916109442542),
+    (0.17371983495631613, 0.06034441795884076, 0.6066922930176181, 0.09421380035591415),
+    (0.2394160162068679, 0.07110175390260055, 0.6964272604199573, 0.08504589431348523),
+    (0.3160761181692386, 0.08232219696762882, 0.7763859488206789, 0.07468414976565975),
+    (0.40434120905343873, 0.09439311408913148, 0.845445942788498, 0.06327404632957484),
+    (0.5053545110062336, 0.10795487637211428, 0.9026378619843071, 0.05097582529714781),
+    (0.6211001742648818, 0.12408596607578713, 0.9471590666617142, 0.037962383294362766),
+    (0.7548996959075975, 0.1442743739786429, 0.978385445956471, 0.02441785109263191),
+    (0.9093239429814253, 0.16003322070994552, 0.9958857011456169, 0.010551372617343006),
+)
+
+
+def wedge(x, t, ex, er):
+    """exp(e) M(x, t), M(x, t) = P(X > x, Y < t X/x) for x >= 0 and independent standard normal X, Y,
+    given ex = e - x^2/2 and er = e - (x^2 + t^2)/2."""
+    # M(x, t) + M(x, -t) = Q(x) = P(X > x), and with tau = |t|, in polar coordinates (Owen 1956),
+    #   2 pi M(x, -tau) = exp(-(x^2 + tau^2)/2) J(x, tau, inf)
+    #                   = pi Q(x) - exp(-x^2/2) J(x, 0, tau)
+    #                   = exp(-tau^2/2) J(tau, 0, x) - 2 pi Q(tau) (1/2 - Q(x)),
+    #   J(p, q, L) = int_0^L exp(-v (q + v/2)) p / (p^2 + (q + v)^2) dv.
+    # The first serves tau > 1.75, cut where the exponential has fallen to exp(-37) (exp(-18) in float32); the second
+    # tau <= x; the third the rest.  In the first the integrand falls like exp(-37 y + a y (1 - y)), y = v/L, a < 25:
+    # its nodes are the Gauss rule for that weight with a = 9 (float32: 4), 1e-15 where Gauss-Legendre has 1e-7.  In the
+    # others L <= p and the integrand is even in v: half of the Gauss-Legendre rule of twice the size on [-L, L].
+    tau = xp.abs(t)
+    tau, x = where(tau > 1e6, 1e6, tau), where(x > 1e6, 1e6, x)
+    cut = pick(x, 36.0, 74.0)
+    far, low = tau > 1.75, tau <= x
+    p = where(far | low, x, tau)
+    q = where(far, tau, 0.0)
+    span = where(far, cut / (tau + xp.sqrt(tau * tau + cut)), where(low, tau, x))
+    total = 0.0 * x
+    for node_far, weight_far, node, weight in pick(x, WEDGE_SINGLE, WEDGE_DOUBLE):
+        v = span * where(far, node_far, node)
+        total = total + where(far, weight_far, weight) * xp.exp(-v * (q + 0.5 * v)) * p / (p * p + (q + v) * (q + v))
+    lead = xp.exp(where(far, er, where(low, ex, er + 0.5 * x * x)))
+    ray = INV_2PI * lead * span * total
+    scaled = erfcx(x * SQRT_HALF)
+    outside = 0.5 * xp.exp(ex) * scaled  # exp(e) Q(x)
+    corner = 0.25 * lead * erfcx(tau * SQRT_HALF) * (1.0 - xp.exp(-0.5 * x * x) * scaled)  # exp(e) Q(tau) (1/2 - Q(x))
+    minus = where(far, ray, where(low, 0.5 * outside - ray, ray - corner))
+    return where(t < 0, minus, outside - minus)
+
+
+@jax.custom_jvp
+def exp_phi2(e, eh, ek, er, h, k, th, tk, y, x):
+    """exp(e) Phi2(h, k, rho), Phi2 the bivariate normal distribution function.
+
+    Redundant inputs, which the caller has without cancellation:
+    th = (k - rho h)/sqrt(1 - rho^2) and tk = (h - rho k)/sqrt(1 - rho^2), 0 for a zero numerator, +-inf at |rho| = 1;
+    eh = e - h^2/2, ek = e - k^2/2, er = e - (h^2 + th^2)/2 = e - (k^2 + tk^2)/2.
+    The correlation enters as (y, x) proportional to (rho, sqrt(1 - rho^2)), x >= 0."""
+    # The quadrant below (h, k) is cut by the ray from the origin through (h, k) into two wedges, of positive sign where
+    # the bound is negative.  At h = k = 0 the ray is not defined: any will do, so the quadrant moves by 1e-18 along its
+    # bisector, where th = tk = h tan(quarter turn/2 - angle(y, x)/2).  (An arctangent would cost ten nodes.)
+    origin = xp.abs(h) + xp.abs(k) < 1e-17
+    size = where(xp.abs(y) > x, xp.abs(y), x)
+    u, v = y / where(size > 0, size, 1.0), where(size > 0, x, 1.0) / where(size > 0, size, 1.0)
+    diagonal = xp.sqrt(u * u + v * v)
+    tangent = where(u > 0, v, diagonal - u) / where(u > 0, diagonal + u, v)
+    bisector = -1e-18 * tangent
+    er = where(origin, e, er)
+    at_h = wedge(where(origin, 1e-18, xp.abs(h)), where(origin, bisector, th), eh, er)
+    at_k = wedge(where(origin, 1e-18, xp.abs(k)), where(origin, bisector, tk), ek, er)
+    full = xp.exp(e)
+    above_h, above_k = (h > 0) & (h + xp.abs(k) >= 1e-17), (k > 0) & (k + xp.abs(h) >= 1e-17)
+    wedges = where(above_h, -at_h, at_h) + where(above_k, -at_k, at_k)
+    return where(above_h & above_k, where(full == xp.inf, full, full + wedges), wedges)
+
+
+@exp_phi2.defjvp
+def _exp_phi2_jvp(primals, tangents):
+    # dPhi2/dh = phi(h) Phi(th), dPhi2/dk = phi(k) Phi(tk), dPhi2/drho = the density, and drho/sqrt(1 - rho^2) = dangle.
+    e, eh, ek, er, h, k, th, tk, y, x = primals
+    de, _, _, _, dh, dk, _, _, dy, dx = tangents
+    value = exp_phi2(*primals)
+    _, turn = jax.jvp(angle, (y, x), (dy, dx))
+    slopes = exp_ndtr(eh, er, th) * dh + exp_ndtr(ek, er, tk) * dk
+    return value, value * de + INV_SQRT_2PI * slopes + INV_2PI * xp.exp(er) * turn
+
+
+# ---------------------------------------------------------------------------------------------- hyperbolic functions
+
+
+@jax.custom_jvp
+def exp_sinh(g, x):
+    """exp(g - |x|) sinh(x); the caller has g = s + |x| exactly, so that exp(s) sinh(x) cannot overflow."""
+    return -0.5 * xp.sign(x) * xp.exp(g) * xp.expm1(-2.0 * xp.abs(x))
+
+
+@jax.custom_jvp
+def exp_cosh(g, x):
+    """exp(g - |x|) cosh(x), as `exp_sinh`."""
+    return 0.5 * xp.exp(g) * (1.0 + xp.exp(-2.0 * xp.abs(x)))
+
+
+# With |x|' = sign(x) and sign' = 0, in the rules and in the caller's g = s + |x| alike, the terms in sign(x) cancel
+# from the sum and every order is right, at x = 0 too.
+@exp_sinh.defjvp
+def _exp_sinh_jvp(primals, tangents):
+    (g, x), (dg, dx) = primals, tangents
+    value = exp_sinh(g, x)
+    return value, value * dg + (exp_cosh(g, x) - xp.sign(x) * value) * dx
+
+
+@exp_cosh.defjvp
+def _exp_cosh_jvp(primals, tangents):
+    (g, x), (dg, dx) = primals, tangents
+    value = exp_cosh(g, x)
+    return value, value * dg + (exp_sinh(g, x) - xp.sign(x) * value) * dx
+
+
+# ------------------------------------------------------------------------------------------------------ source text
+
+TARGETS = ("jax", "numpy", "numba", "torch")
+
+HEADERS = {
+    "jax": "import jax\nimport jax.numpy as xp",
+    "numpy": "import numpy as xp",
+    "numba": "import math\n\nimport numba\nimport numpy as xp",
+    "torch": "import torch as xp",
+}
+
+VELTKAMP = '''def split(x):
+    """x = high + low, each short enough that products of two parts are exact (Veltkamp 1968)."""
+    shifted = x * pick(x, 4097.0, 134217729.0)
+    high = shifted - (shifted - x)
+    return high, x - high'''
+
+TWINS: dict[str, dict[str, str]] = {
+    "where": {"numba": "def where(condition, a, b):\n    return a if condition else b"},
+    "pick": {"numba": "def pick(x, single, double):\n    return double"},
+    "split": {"numpy": VELTKAMP, "numba": VELTKAMP, "torch": VELTKAMP},
+    "erf": {"numpy": "erf = erf_series", "numba": "def erf(x):\n    return math.erf(x)", "torch": "erf = xp.erf"},
+}
+"""What a target needs in place of the text above: numba is scalar and float64, only XLA contracts, NumPy has no erf."""
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """A function or constant of this file: for each target its text and the names of the others that the text uses."""
+
+    name: str
+    text: Mapping[str, str]
+    needs: Mapping[str, tuple[str, ...]]
+
+
+def _primitives() -> dict[str, Primitive]:
+    """Everything above the heading "source text", in file order, which is an order of definition."""
+    module = inspect.getsource(sys.modules[__name__])
+    lines = module.splitlines()
+    body: dict[str, str] = {}
+    rules: dict[str, str] = {}
+    for node in ast.parse(module).body:
+        text = "\n".join(lines[node.lineno - 1 : node.end_lineno])  # a function's line is that of its `def`
+        if isinstance(node, ast.Assign) and isinstance(name := node.targets[0], ast.Name):
+            if name.id == "TARGETS":
+                break
+            body[name.id] = text
+        elif isinstance(node, ast.FunctionDef) and not node.decorator_list:
+            body[node.name] = text
+        elif isinstance(node, ast.FunctionDef):
+            decorator = ast.unparse(node.decorator_list[0])
+            if decorator.endswith(".defjvp"):
+                rules[decorator.removesuffix(".defjvp")] = f"@{decorator}\n{text}"
+            else:
+                body[node.name] = text
+
+    def text_for(name: str, target: str) -> str:
+        text = TWINS.get(name, {}).get(target, body[name])
+        if target == "jax" and name in rules:
+            return f"@jax.custom_jvp\n{text}\n\n\n{rules[name]}"
+        if target == "numba" and text.startswith("def "):
+            return f'@numba.njit(error_model="numpy")\n{text}'
+        return text
+
+    def needed(name: str, text: str) -> tuple[str, ...]:
+        used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+        return tuple(other for other in body if other in used and other != name)
+
+    texts = {name: {target: text_for(name, target) for target in TARGETS} for name in body}
+    return {
+        name: Primitive(name, text, {target: needed(name, text[target]) for target in TARGETS})
+        for name, text in texts.items()
+    }
+
+
+PRIMITIVES: dict[str, Primitive] = _primitives()
+
+
+def source(names: Iterable[str], target: str) -> str:
+    """The text that defines `names` and all they need, without imports (those are `HEADERS[target]`).
+
+    ValueError for an unknown name or target."""
+    if target not in TARGETS:
+        raise ValueError(f"unknown target {target!r}: expected one of {', '.join(TARGETS)}")
+    pending, wanted = list(names), set[str]()
+    while pending:
+        name = pending.pop()
+        if name not in PRIMITIVES:
+            raise ValueError(f"unknown primitive {name!r}: expected one of {', '.join(PRIMITIVES)}")
+        if name not in wanted:
+            wanted.add(name)
+            pending.extend(PRIMITIVES[name].needs[target])
+    out, after_function = "", False
+    for name in PRIMITIVES:  # file order
+        if name in wanted:
+            text = PRIMITIVES[name].text[target]
+            function = text.startswith(("def ", "@"))
+            gap = "\n\n\n" if function or after_function else "\n"
+            out, after_function = (out + gap + text if out else text), function
+    return out
