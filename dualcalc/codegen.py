@@ -9,10 +9,13 @@ closed form of k cancels at small norms.
 
 from __future__ import annotations
 
+import builtins
 import math
+import re
+import textwrap
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from typing import NamedTuple
@@ -20,10 +23,10 @@ from typing import NamedTuple
 import numpy as np
 import sympy as sp
 
-from . import runtime
+from . import balls, runtime
 from .atoms import NoClosedForm
-from .dual import Dual, derive
-from .gaussian import Angle, Delta, ExpNdtr, ExpPhi2, Term, swap
+from .dual import Dual, derive, exact
+from .gaussian import Angle, Delta, ExpNdtr, ExpPhi2, Term
 from .parsing import q11, q12, q22, t
 
 TARGETS = ("jax", "numpy", "numba", "torch", "latex")
@@ -81,7 +84,7 @@ def _pair_exponentials(terms: list[Term]) -> list[Term]:
         x = sp.factor(sp.together((e1 - e2) / 2))
         top = sp.Max(e1, e2, evaluate=False)
         for c, head in ((first.coef + partner.coef, ExpCosh), (first.coef - partner.coef, ExpSinh)):
-            c = sp.trigsimp(sp.factor_terms(sp.expand(c)))
+            c = sp.trigsimp(c) if c.has(sp.cos, sp.sin) else sp.expand(c)
             if c != 0:
                 out.append(Term(c, first.rad, head(top, x)))
     return out
@@ -109,7 +112,7 @@ def _gap(e: sp.Expr) -> sp.Expr:
 
 
 def _gaps(terms: list[Term]) -> list[Term]:
-    return [Term(x.coef, x.rad, x.head.func(*map(_gap, x.head.args)) if x.head.args else x.head) for x in terms]
+    return [replace(x, head=x.head.func(*map(_gap, x.head.args))) if x.head.args else x for x in terms]
 
 
 def _horner(terms: list[Term]) -> list[Term]:
@@ -118,7 +121,7 @@ def _horner(terms: list[Term]) -> list[Term]:
     def nest(add):
         return sp.horner(add) if add.is_polynomial() and len(add.args) > 3 and add.free_symbols <= {q11, q22} else add
 
-    return [Term(x.coef.replace(lambda e: e.is_Add, nest), x.rad, x.head) for x in terms]
+    return [replace(x, coef=x.coef.replace(lambda e: e.is_Add, nest)) for x in terms]
 
 
 REWRITES = (
@@ -137,7 +140,9 @@ def _exchange(e: sp.Expr) -> sp.Expr:
 
 def guard(e: sp.Expr, quotient=Quotient) -> sp.Expr:
     """Every division by something that can vanish, as a Quotient (in coefficients) or Ratio (in arguments)."""
-    if not e.args or not e.has(*VANISHING):
+    if e.is_number:
+        return e if e.is_Rational else sp.N(e, 20)
+    if not e.args:
         return e
     if isinstance(e, Angle):
         return Angle(*(guard(a, Ratio) for a in e.args))
@@ -155,7 +160,11 @@ def guard(e: sp.Expr, quotient=Quotient) -> sp.Expr:
                 over.append(sp.Pow(guard(base, quotient), power))
             else:
                 over.append(guard(f, quotient))
-        top = sp.Mul(*over, evaluate=False) if len(over) > 1 else (over or [sp.Integer(1)])[0]
+        numbers = sp.Mul(*(f for f in over if f.is_number))
+        over = [f for f in over if not f.is_number]
+        if numbers != 1 or not over:
+            over.insert(0, numbers if numbers.is_Rational else sp.N(numbers, 20))
+        top = sp.Mul(*over, evaluate=False) if len(over) > 1 else over[0]
         return quotient(top, sp.Mul(*under)) if under else top
     return e
 
@@ -209,7 +218,13 @@ def text(e: sp.Expr) -> str:
         return _product(e)
     if e.is_Pow:
         return _power(*e.args)
-    return CALLS[e.func].format(*(_bare(text(a)) for a in e.args))
+    filled = e.func in (ExpNdtr, ExpSinh, ExpCosh)
+    return CALLS[e.func].format(*(argument(a) if filled else _bare(text(a)) for a in e.args))
+
+
+def argument(e: sp.Expr) -> str:
+    """An argument of a primitive that takes arrays only."""
+    return f"filled({literal(e)}, q11)" if e.is_number else _bare(text(e))
 
 
 def _bare(s: str) -> str:
@@ -257,20 +272,21 @@ def _power(base: sp.Expr, n: sp.Expr) -> str:
     return f"{b}**{text(n)}"
 
 
-def body(terms: list[Term]) -> tuple[list[str], str]:
+def body(terms: list[Term], stack: bool) -> tuple[list[str], str]:
     """Assignments and the returned expression of one member; its Phi2 calls are stacked into one."""
     for rewrite in REWRITES:
         terms = rewrite.apply(terms)
     parts = [x.coef / sp.sqrt(x.rad) * x.head if x.head != 1 else x.coef / sp.sqrt(x.rad) for x in terms]
-    return statements(sp.Add(*(guard(p) for p in parts), evaluate=False) if parts else sp.Integer(0))
+    return statements(sp.Add(*(guard(p) for p in parts), evaluate=False) if parts else sp.Integer(0), stack)
 
 
-def statements(total: sp.Expr) -> tuple[list[str], str]:
+def statements(total: sp.Expr, stack: bool) -> tuple[list[str], str]:
     """Common subexpressions named, in dependency order, Phi2 calls between those that feed them and those they feed."""
     calls = sorted(total.atoms(ExpPhi2), key=sp.default_sort_key)
+    feeding = [a if i < 9 else sp.sqrt(a) for c in calls for i, a in enumerate(c.args)]  # the last is x^2
     names = sp.symbols(f"p0:{len(calls)}", real=True)
     total = total.xreplace(dict(zip(calls, names, strict=True)))
-    shared, reduced = sp.cse([a for c in calls for a in c.args] + [total], symbols=sp.numbered_symbols("x"))
+    shared, reduced = sp.cse([*feeding, total], symbols=sp.numbered_symbols("x"))
     after: set[sp.Symbol] = set(names)
     early, late = [], []
     for symbol, value in shared:
@@ -279,9 +295,11 @@ def statements(total: sp.Expr) -> tuple[list[str], str]:
         (late if depends else early).append(f"{symbol} = {_bare(text(value))}")
     lines = early
     if calls:
-        rows = [", ".join(_bare(text(a)) for a in reduced[10 * i : 10 * i + 10]) for i in range(len(calls))]
-        left = ", ".join(n.name for n in names) + ("," if len(names) == 1 else "")
-        lines = [*early, f"{left} = stacked_phi2(", *(f"    ({row})," for row in rows), ")"]
+        rows = [", ".join(argument(a) for a in reduced[10 * i : 10 * i + 10]) for i in range(len(calls))]
+        if stack and len(calls) > 1:
+            lines = [*early, f"{', '.join(n.name for n in names)} = stacked_phi2(", *(f"    ({r})," for r in rows), ")"]
+        else:
+            lines = [*early, *(f"{n.name} = exp_phi2({r})" for n, r in zip(names, rows, strict=True))]
     return [*lines, *late], _bare(text(reduced[-1]))
 
 
@@ -295,21 +313,25 @@ def needs_integral(dual: Dual, order: int) -> bool:
         return False
     if all(b.gate is None and b.beta.is_imaginary for b in s):
         return len({b.beta**2 for b in s}) > 1  # one frequency: the sinh rewrite is exact
-    return any(_cancel(s, x) for x in (1e-3, -1e-3))
+    sums = [_near_origin(s, x) for x in (1e-3, -1e-3)]
+    return max(abs(sum(values)) for values in sums) < 0.05 * max(sum(map(abs, values)) for values in sums)
 
 
-def _cancel(s, x: float) -> bool:
+def _near_origin(s, x: float) -> list[complex]:
+    """The values of the blocks at x."""
     values = []
     for b in s:
         g = b.gate
-        is_open = g is None or g.kind != "step" or ((x - _number(g.at)) * _number(g.kappa)).real > 0
-        size: complex = sum(_number(c) * x**n for n, c in enumerate(b.poly)) * np.exp(_number(b.alpha) * x * x + _number(b.beta) * x)
+        if g is not None and g.kind == "step" and ((x - _number(g.at)) * _number(g.kappa)).real <= 0:
+            continue
+        poly: complex = sum(_number(c) * x**n for n, c in enumerate(b.poly))
+        value = poly * np.exp(_number(b.alpha) * x * x + _number(b.beta) * x)
         if g is not None and g.kind == "erf":
-            size *= math.erf((_number(g.kappa) * x + _number(g.at)).real)
+            value *= math.erf((_number(g.kappa) * x + _number(g.at)).real)
         elif g is not None and g.kind == "sign":
-            size *= math.copysign(1.0, x)
-        values += [size] if is_open else []
-    return bool(values) and abs(sum(values)) < 0.05 * sum(map(abs, values))
+            value *= math.copysign(1.0, x)
+        values.append(value)
+    return values
 
 
 def _number(e: sp.Expr) -> complex:
@@ -320,30 +342,347 @@ def _number(e: sp.Expr) -> complex:
 
 # ---- emission -------------------------------------------------------------------------------------------------------
 
-# The members behind k and kdot: itself, and by Price its derivatives in q12 and in q11 (that in q22 is the mirror).
-PRICE = {(0, 0): ((1, 1), (2, 0)), (1, 1): ((2, 2), (3, 1))}
-NODES, WEIGHTS = (0.5 * (x + s) for x, s in zip(np.polynomial.legendre.leggauss(16), (1.0, 0.0), strict=True))
+# Where the error of generated code is recorded: (q12, q11, q22), scaled into the domain where it is bounded.
+CHECKS = ((0.4, 1.3, 0.7), (-0.9, 0.9, 1.0), (0.09, 0.01, 0.9), (2.5, 2.5, 2.5), (0.999, 1.0, 1.0))
 
-GLUE = {
-    "quotient": '''def quotient(x, y):
-    """x / y where y is not zero, else 0."""
-    safe = where(y == 0, 1.0, y)
-    return where(y == 0, 0.0, x / safe)''',
-    "stacked_phi2": {
-        "jax": '''def stacked_phi2(*calls):
-    """All bivariate normals of a member in one call: one body for the compiler."""
-    like = [next(a for a in call if not isinstance(a, float)) for call in calls][0]
-    rows = ([xp.broadcast_to(xp.asarray(a, like.dtype), like.shape) for a in row] for row in zip(*calls))
-    out = exp_phi2(*(xp.stack(row) for row in rows))
-    return tuple(out[i] for i in range(len(calls)))''',
-        "numpy": '''def stacked_phi2(*calls):
-    """The bivariate normals of a member."""
-    like = next(a for a in calls[0] if not isinstance(a, float))
-    return tuple(exp_phi2(*(a if not isinstance(a, float) else xp.full_like(like, a) for a in call)) for call in calls)''',
-        "numba": "",
-        "torch": '''def stacked_phi2(*calls):
-    """The bivariate normals of a member."""
-    like = next(a for a in calls[0] if not isinstance(a, float))
-    return tuple(exp_phi2(*(a if not isinstance(a, float) else xp.full_like(like, a) for a in call)) for call in calls)''',
-    },
-}
+
+@dataclass(frozen=True)
+class Members:
+    """The members of one dual as functions `kmn(q12, q11, q22, Delta, *parameters)` for one target."""
+
+    dual: Dual
+    target: str
+
+    @property
+    def parameters(self) -> str:
+        return "".join(f", {s.name}" for s in self.dual.parameters)
+
+    def function(self, name, lines, result, note, arguments="q12, q11, q22, Delta") -> str:
+        """One function's text; outside the domain of norms it is inf."""
+        if self.dual.growth != 0:
+            limit = text(4 * self.dual.growth)
+            inside = " & ".join(f"({limit}*{q} < 1.0)" for q in ("q11", "q22") if q in arguments)
+            result = f"where({inside}, {result}, xp.inf)"
+        head = '@numba.njit(error_model="numpy")\n' if self.target == "numba" else ""
+        rows = [f'    """{note}"""', *(f"    {line}" for line in lines), f"    return {result}"]
+        return "\n".join([f"{head}def {name}({arguments}{self.parameters}):", *rows])
+
+    def texts(self) -> list[str]:
+        """All functions, in an order of definition."""
+        if self.dual.activation is None:
+            pairs = (("k00", self.dual.k, "the kernel"), ("k11", self.dual.kdot, "dk/dq12"))
+            return [self.function(name, *statements(guard(_with_delta(e)), False), note) for name, e, note in pairs]
+        # those that others call first; by Price, JAX needs K22, K31, K20 for the derivatives
+        needed = [(2, 2), (3, 1), (2, 0)] if self.target == "jax" else []
+        if not needed and needs_integral(self.dual, 1):
+            needed = [(2, 2)]
+        return [x for m, n in (*needed, (1, 1), (0, 0)) for x in self.member(m, n)]
+
+    def member(self, m: int, n: int) -> list[str]:
+        """K_mn, in two forms where the closed one cancels at small norms."""
+        name, note, stack = f"k{m}{n}", f"E[{_prime(m)}(u) {_prime(n)}(v)]", self.target == "jax"
+        lines = body(self.dual.member(m, n), stack)
+        if m != n or m > 1 or not needs_integral(self.dual, m):
+            return [self.function(name, *lines, note)]
+        p, slope, start = self.parameters, f"k{m + 1}{n + 1}", text(_at_origin(self.dual, m))
+        curvature = body(self.dual.mean(m + 2), False)
+        mean = f"mean_by_curvature({name}_curvature, {start}, q11{p})"
+        small = f"integrated({slope}, {name}_mean, q12, q11, q22, Delta{p})"
+        chosen = f"by_norm({name}_small, {name}_closed, q12, q11, q22, Delta{p})"
+        return [
+            self.function(f"{name}_closed", *lines, f"{note}, closed form"),
+            self.function(f"{name}_curvature", *curvature, f"E[{_prime(m + 2)}(u)]", "q11"),
+            self.function(f"{name}_mean", [], mean, f"E[{_prime(m)}(u)]", "q11"),
+            self.function(f"{name}_small", [], small, f"{note}, {slope} integrated: the closed form cancels here"),
+            self.function(name, [], chosen, note),
+        ]
+
+
+def _prime(order: int) -> str:
+    return "s" + "'" * order
+
+
+def _at_origin(dual: Dual, order: int) -> sp.Expr:
+    """s^(order)(0) of an activation that is continuous there."""
+    total = sp.Integer(0)
+    for b in dual.derivative(order):
+        g = b.gate
+        if g is None or (g.kind == "step" and (g.at == 0 and g.kappa == 1 or (g.at * g.kappa).is_negative)):
+            total += b.poly[0]
+        elif g.kind == "erf":
+            total += b.poly[0] * sp.erf(g.at)
+    return total
+
+
+def _with_delta(e: sp.Expr) -> sp.Expr:
+    """q11 q22 - q12^2 as Delta, in a kernel that a user wrote."""
+    return e.replace(lambda x: x.is_Add and sp.expand(x - (q11 * q22 - q12**2)) == 0, lambda _: Delta)
+
+
+def refusal(dual: Dual) -> str:
+    """Why the NTK has no value, or an empty text."""
+    try:
+        dual.require_ntk()
+    except NoClosedForm as reason:
+        return str(reason)
+    return ""
+
+
+def _public(dual: Dual, target: str) -> str:
+    """`k` and `kdot` on top of the members."""
+    names = [s.name for s in dual.parameters]
+    keywords = "".join(f", {n}" + (f"={_default(dual.defaults[n])}" if n in dual.defaults else "") for n in names)
+    keywords, given = (", *" + keywords if names else ""), "".join(f", {n}" for n in names)
+    parts = ["K11, K00 = at_covariance(k11), at_covariance(k00)"]
+    if target == "jax":
+        if dual.activation is not None:
+            leaves = "K22, K31, K20 = at_covariance(k22), at_covariance(k31), at_covariance(k20)"
+            parts = [f"{leaves}\nK11 = price(k11, K22, K31)\nK00 = price(k00, K11, K20)"]
+        parts[0] += "\njitted_K11, jitted_K00 = jax.jit(K11), jax.jit(K00)"
+    elif target == "numba":
+        parts = []
+        for member in ("11", "00"):
+            parts.append(
+                f"@numba.vectorize\ndef K{member}(q12, q11, q22{given}):\n    Delta, q12 = gram_det(q12, q11, q22)\n"
+                f"    return k{member}(q12, q11, q22, Delta{given})"
+            )
+    meanings = (("k", "K00", "E[s(u) s(v)]: one NNGP layer"), ("kdot", "K11", "E[s'(u) s'(v)]: the NTK's factor"))
+    for name, member, meaning in meanings:
+        if name == "kdot" and (reason := refusal(dual)):
+            parts.append(f'def kdot(q12, q11, q22{keywords}):\n    """Has no value here."""\n    raise ValueError({reason!r})')
+            continue
+        call = f"{'jitted_' if target == 'jax' else ''}{member}(q12, q11, q22{given})"
+        lines = [
+            f"def {name}(q12, q11, q22{keywords}):",
+            f'    """{meaning}."""',
+            "    q12, q11, q22 = inputs(q12, q11, q22)",
+            *(f"    {n} = parameter({n}, q12)" for n in names if target != "numba"),
+            f"    return checked({call}, q12, q11, q22)",
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n\n".join(parts)
+
+
+def _default(value) -> str:
+    return literal(exact(value, "default"))
+
+
+def _code(dual: Dual, target: str) -> list[str]:
+    """Imports, the runtime primitives that are used, members, public functions."""
+    members, public = "\n\n\n".join(Members(dual, target).texts()), _public(dual, target)
+    used = [n for n in runtime.PRIMITIVES if re.search(rf"(?<![\w.]){n}\b", members + "\n" + public)]
+    return [runtime.HEADERS[target], runtime.source(used, target), members, public]
+
+
+def emit(dual, target: str = "jax", **parameters) -> str:
+    """The source of a module that stands alone and defines `k(q12, q11, q22)` and `kdot(q12, q11, q22)`.
+
+    dual     a Dual, or whatever `derive` takes (with its parameters)
+    target   "jax" | "numpy" | "numba" | "torch" | "latex"
+    The text is the same to the byte for the same input and version; it imports nothing but its target.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"target {target!r} came; one of {', '.join(TARGETS)} was expected")
+    dual = derive(dual, **parameters)
+    if target == "latex":
+        return _latex(dual)
+    if dual.kernel is not None and not isinstance(dual.kernel, sp.Expr):
+        raise NoClosedForm("a kernel given as a callable has no formula to emit. Way out: dc.compile evaluates it")
+    checks = check_rows(dual)
+    parts = [_docstring(dual, target, worst_error(dual, checks)), *_code(dual, target), _self_check(target, checks, dual)]
+    return "\n\n\n".join(p for p in parts if p) + "\n"
+
+
+def load(source: str, name: str) -> types.ModuleType:
+    """A generated module, executed. The text comes from this file's printers, never from a user."""
+    module = types.ModuleType(f"dualcalc_generated_{name}")
+    exec(builtins.compile(source, f"<dualcalc {name}>", "exec"), module.__dict__)
+    return module
+
+
+# ---- recorded error -------------------------------------------------------------------------------------------------
+
+
+def default_values(dual: Dual) -> dict[sp.Symbol, sp.Expr]:
+    """The parameters at their defaults, at 1 where there is none."""
+    return {s: exact(dual.defaults.get(s.name, 1), s.name) for s in dual.parameters}
+
+
+def check_rows(dual: Dual) -> list[tuple[float, ...]]:
+    """Rows (q12, q11, q22, k, sqrt(k11 k22), kdot, sqrt(kdot11 kdot22)) from balls, parameters as in default_values."""
+    if dual.activation is None:
+        return []
+    values, rows = default_values(dual), []
+    growth = float(dual.growth.subs(values))
+    shrink = min(1.0, 0.3 / (4 * growth)) if growth > 0 else 1.0
+    for point in CHECKS:
+        v12, v11, v22 = (x * shrink for x in point)
+        row: list[float] = []
+        with balls.precision(120):
+            for m in (0, 1):
+                if m == 1 and dual.jumps:
+                    row += [math.nan, math.nan]
+                    continue
+                places = ((v12, v11, v22), (v11, v11, v11), (v22, v22, v22))
+                k, k11, k22 = (balls.value(dual.member(m, m), balls.environment(*v, values)).mid() for v in places)
+                row += [float(k), float((k11 * k22).sqrt().mid())]
+        rows.append((v12, v11, v22, *row))
+    return rows
+
+
+def worst_error(dual: Dual, checks) -> float:
+    """The largest error of the NumPy form at the check points over its scale, in eps, rounded up to a power of two."""
+    if not checks:
+        return math.nan
+    module = load("\n\n\n".join(_code(dual, "numpy")), "numpy")
+    values = {s.name: float(v) for s, v in default_values(dual).items()}
+    worst = 1.0
+    for row in checks:
+        for f, truth, scale in ((module.k, *row[3:5]), (module.kdot, *row[5:7])):
+            if scale > 0:
+                worst = max(worst, abs(float(f(*row[:3], **values)) - truth) / scale / 2.0**-52)
+    return 2.0 ** math.ceil(math.log2(worst))
+
+
+def _docstring(dual: Dual, target: str, worst: float) -> str:
+    what = f"s(t) = {dual.activation}" if dual.activation is not None else "a kernel without activation"
+    usage = "".join(f", {s.name}={literal(v)}" for s, v in default_values(dual).items())
+    error = (
+        f"at most {worst:g} eps of float64 at the recorded points, over sqrt(k11 k22) and sqrt(kdot11 kdot22)"
+        if checks_exist(worst)
+        else "not recorded: a kernel without activation has no second form to compare with"
+    )
+    rows = [
+        *_wrap("Dual activation of ", f"{what}, for {target}."),
+        "",
+        *_wrap("k      = ", str(dual.k)),
+        *_wrap("kdot   = ", refusal(dual) or str(dual.kdot)),
+        f"domain: {dual.domain}",
+        *_wrap("source: ", dual.source or "a SymPy expression"),
+        *_wrap("error:  ", error),
+        f"usage:  k(0.4, 1.3, 0.7{usage}) is E[s(u) s(v)] for cov12 = 0.4, var1 = 1.3, var2 = 0.7",
+        "",
+        f"Generated by dualcalc {version('dualcalc')}; `python FILE` checks it against recorded values.",
+    ]
+    safe = "\n".join(rows).replace("\\", "\\\\").replace('"""', "'''")
+    return f'"""{safe}\n"""'
+
+
+def checks_exist(worst: float) -> bool:
+    return worst == worst
+
+
+def _wrap(label: str, content: str) -> list[str]:
+    indent = " " * (len(label) if len(label) < 12 else 4)
+    return textwrap.wrap(content, 110, initial_indent=label, subsequent_indent=indent, break_long_words=False)
+
+
+SELF_CHECK = '''# q12, q11, q22, k, sqrt(k11 k22), kdot, sqrt(kdot11 kdot22), from ball arithmetic
+CHECKS = (
+{rows}
+)
+
+
+def self_check():
+    """The largest error at the recorded points, relative to the scales, in float64."""
+    worst = 0.0
+    for row in CHECKS:
+        q = [{number} for x in row[:3]]
+        worst = max(worst, abs(float(k(*q{values})) - row[3]) / row[4])
+        if row[6] > 0:
+            worst = max(worst, abs(float(kdot(*q{values})) - row[5]) / row[6])
+    return worst
+
+
+if __name__ == "__main__":
+{setup}    error = self_check()
+    print(f"largest relative error at {{len(CHECKS)}} recorded points: {{error:.1e}}")
+    raise SystemExit(error > 1e-12)'''
+
+
+def _self_check(target: str, checks, dual: Dual) -> str:
+    if not checks:
+        return ""
+    return SELF_CHECK.format(
+        rows="\n".join(f"    ({', '.join('-1.0' if x != x else repr(x) for x in row)})," for row in checks),
+        number="xp.tensor(x, dtype=xp.float64)" if target == "torch" else "x",
+        values="".join(f", {s.name}={literal(v)}" for s, v in default_values(dual).items()),
+        setup='    jax.config.update("jax_enable_x64", True)\n' if target == "jax" else "",
+    )
+
+
+def _latex(dual: Dual) -> str:
+    name = f"% s(t) = {dual.activation}" if dual.activation is not None else "% a kernel without activation"
+    rows = [rf"k &= {sp.latex(dual.k)}"]
+    rows.append(f"% kdot: {reason}" if (reason := refusal(dual)) else rf"\dot{{k}} &= {sp.latex(dual.kdot)}")
+    joined = "\n".join(rows) if refusal(dual) else " \\\\\n".join(rows)
+    return "\n".join([name, f"% domain: {dual.domain}", r"\begin{align}", joined, r"\end{align}"]) + "\n"
+
+
+# ---- compile --------------------------------------------------------------------------------------------------------
+
+
+class ErrorBound(NamedTuple):
+    """Bounds on |error| of k over sqrt(k11 k22), and of kdot over sqrt(kdot11 kdot22)."""
+
+    k: float
+    kdot: float
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Jitted JAX functions of one dual.
+
+    k, kdot       `(q12, q11, q22, **parameters)`, broadcasting, differentiable in everything
+    method        how they are computed: "closed form" or "given kernel"
+    error_bound   of a closed form the recorded float64 rounding error (it has no other); NaN where none is known
+    """
+
+    k: Callable
+    kdot: Callable
+    method: str
+    error_bound: ErrorBound
+    dual: Dual
+    source: str
+
+    def __repr__(self) -> str:
+        return f"Compiled({self.dual}, method={self.method!r}, error_bound={tuple(self.error_bound)})"
+
+
+def compile(dual, **parameters) -> Compiled:
+    """Jitted JAX functions `k` and `kdot` of a dual, an activation, or a catalog id.
+
+    Raises NoClosedForm where the activation has no closed form; `fns.kdot` raises it where the NTK has no value.
+    """
+    dual = derive(dual, **parameters)
+    if callable(dual.kernel) and not isinstance(dual.kernel, sp.Basic):
+        return _compile_callable(dual)
+    source = emit(dual)
+    module = load(source, "jax")
+
+    def no_kdot(q12, q11, q22, **_):
+        dual.require_ntk()
+
+    eps = worst_error(dual, check_rows(dual)) * 2.0**-52
+    method = "closed form" if dual.activation is not None else "given kernel"
+    return Compiled(module.k, no_kdot if refusal(dual) else module.kdot, method, ErrorBound(eps, eps), dual, source)
+
+
+def _compile_callable(dual: Dual) -> Compiled:
+    import jax
+    import jax.numpy as jnp
+
+    kernel = dual.kernel
+
+    def kdot(q12, q11, q22):
+        """Theorem 3: the derivative in q12; at c = +-1 by continuity, from just inside."""
+        inside = (1 - jnp.finfo(q12.dtype).eps ** 0.5) * jnp.sqrt(q11 * q22)
+        near = jnp.clip(q12, -inside, inside)
+        return jax.jvp(lambda q: kernel(q, q11, q22), (near,), (jnp.ones_like(near),))[1]
+
+    def broadcasting(f):
+        jitted = jax.jit(f)
+        return lambda q12, q11, q22: jitted(*runtime.inputs(q12, q11, q22))
+
+    unknown = ErrorBound(math.nan, math.nan)
+    return Compiled(broadcasting(kernel), broadcasting(kdot), "given kernel", unknown, dual, "")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import cached_property, lru_cache
 
 import sympy as sp
@@ -156,6 +155,13 @@ class Dual:
         collected = Step("Collect", f"k = {self.k}", f"k = {sp.latex(self.k)}")
         return Derivation(Step("Dual", name, latex, (form, self._member(0, 0)[1], collected)))
 
+    def given(self, **parameters) -> Dual:
+        """The same dual with parameters replaced by values."""
+        values = {name: exact(value, name) for name, value in parameters.items()}
+        if self.activation is not None:
+            return derive(_with_values(self.activation, values, self.source, self.defaults))
+        return from_kernel(self._kernel_expression(), source=self.source, defaults=self.defaults, **values)
+
     def __str__(self) -> str:
         of = f"s(t) = {self.activation}" if self.activation is not None else "a kernel without activation"
         return f"Dual of {of}; domain {self.domain}"
@@ -247,7 +253,7 @@ def derive(activation, *, assume: Mapping[str, str] | None = None, **parameters)
     ValueError for text that cannot be read.
     """
     if isinstance(activation, Dual):
-        return activation
+        return activation.given(**parameters) if parameters else activation
     dual = resolve(activation, assume=assume, **parameters)
     if dual.activation is not None:
         dual.member(0, 0)  # refuse here, not at first use
@@ -261,11 +267,11 @@ def resolve(activation, *, assume: Mapping[str, str] | None = None, **parameters
     signs = _assumptions(assume or {})
     if isinstance(activation, str):
         text = activation.strip()
-        if text in catalog.builtin():
+        if text in catalog.load():
             return _from_catalog(text, parameters, signs)
         if lists:
             raise ValueError(f"the parameter {next(iter(lists))} is a list; only catalog entries take coefficient lists")
-        expr = parsing.parse_activation(activation, parameters=signs, known=tuple(catalog.builtin()))
+        expr = parsing.parse_activation(activation, parameters=signs, known=tuple(catalog.load()))
         source = text
     elif isinstance(activation, sp.Expr):
         expr, source = _own_variable(activation), str(activation)
@@ -286,14 +292,10 @@ def exact(value, name: str) -> sp.Expr:
     """A parameter value as an exact number: a float is the decimal that it prints as."""
     if isinstance(value, sp.Expr):
         return value
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float | Fraction | str):
-        raise ValueError(f"{name} = {value!r}: a real number was expected")
     try:
-        fraction = Fraction(repr(value) if isinstance(value, float) else value)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{name} = {value!r}: a finite real number was expected") from None
+        fraction = catalog.exact(value.item() if hasattr(value, "item") else value)
+    except ValueError as error:
+        raise ValueError(f"{name} = {value!r}: {error}") from None
     return sp.Rational(fraction.numerator, fraction.denominator)
 
 
@@ -307,10 +309,13 @@ def _assumptions(assume: Mapping[str, str]) -> dict[str, dict[str, bool]]:
 def _from_catalog(name: str, parameters, signs) -> Dual:
     entry = catalog.get(name)
     text, rest = entry.text(**parameters)
-    known = {p: spec.assumptions() for p, spec in entry.parameters.items()}
+    known = {
+        p: {sign: True for sign in ("positive", "nonnegative") if getattr(spec, sign)}
+        for p, spec in entry.parameters.items()
+    }
     known.update(signs)
     values = {p: exact(v, p) for p, v in rest.items()}
-    defaults = {p: spec.default for p, spec in entry.parameters.items()}
+    defaults = entry.defaults
     cited = ", ".join(dict.fromkeys((*entry.references.nngp, *entry.references.ntk)))
     source = f"catalog {name}: {text}" + (f" [{cited}]" if cited else "")
     if entry.kernel is not None:

@@ -24,7 +24,7 @@ from math import comb, factorial
 import sympy as sp
 from sympy.polys.rings import ring
 
-from .atoms import ONE, Block, differentiate, gate_derivative, is_zero
+from .atoms import ONE, Block, differentiate, gate_derivative
 from .parsing import q11, q12, q22
 
 Delta = sp.Symbol("Delta", positive=True)  # q11 q22 - q12^2
@@ -96,11 +96,12 @@ def _phi2_mp(h, k, rho):
 
 @dataclass(frozen=True)
 class Term:
-    """coef * rad^(-1/2) * head"""
+    """coef * rad^(-1/2) * head; `kept` marks a coefficient that is best left in its product form (Wick's)."""
 
     coef: sp.Expr
     rad: sp.Expr
     head: sp.Expr
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,31 @@ def tidy(expr: sp.Expr) -> sp.Expr:
     """A rational function of the q's in lowest terms, factored, with Delta for q11 q22 - q12^2 wherever it occurs."""
     if not expr.has(q11, q12, q22, Delta):
         return expr
-    expanded = expr.xreplace({Delta: SUBTRACTED})
-    numerator, denominator = sp.cancel(sp.together(expanded)).as_numer_denom()
-    return _factored(numerator) / _factored(denominator)
+    frozen: dict[sp.Expr, sp.Symbol] = {}
+    expanded = _freeze(expr, frozen).xreplace({Delta: SUBTRACTED})
+    numerator, denominator = sp.cancel(expanded).as_numer_denom()
+    out = _factored(numerator) / _factored(denominator)
+    return out.xreplace({dummy: constant for constant, dummy in frozen.items()}) if frozen else out
+
+
+def _freeze(e: sp.Expr, table: dict[sp.Expr, sp.Symbol]) -> sp.Expr:
+    """Irrational constants as generators of their own: polynomial algebra is over the rationals."""
+    if e.is_Rational or e.is_Symbol or e is sp.I:
+        return e
+    if e.is_Add or e.is_Mul or (e.is_Pow and e.args[1].is_Integer):
+        return e.func(*(_freeze(a, table) for a in e.args))
+    if e.is_Pow and e.args[1].is_Rational:
+        root, power = e.args[0] ** sp.Rational(1, e.args[1].q), e.args[1].p
+    else:
+        root, power = e, 1
+    if root not in table:
+        table[root] = sp.Dummy("c", positive=True)
+    return table[root] ** power
 
 
 def _factored(poly: sp.Expr) -> sp.Expr:
+    if not poly.has(q11, q12, q22):
+        return poly
     constant, factors = sp.factor_list(poly)
     out = [constant]
     for f, n in factors:
@@ -158,7 +178,7 @@ def _factored(poly: sp.Expr) -> sp.Expr:
 @lru_cache(maxsize=4096)
 def split_radical(rad: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
     """rad^(-1/2) = outside * inside^(-1/2) with a squarefree polynomial inside."""
-    rad = sp.cancel(sp.together(rad.xreplace({Delta: SUBTRACTED})))
+    rad = sp.cancel(rad.xreplace({Delta: SUBTRACTED}))
     numerator, denominator = rad.as_numer_denom()
     outside, inside = sp.Integer(1), sp.Integer(1)
     for part, sign in ((numerator, 1), (denominator, -1)):
@@ -177,12 +197,24 @@ def collect(terms: list[Term]) -> list[Term]:
     """Equal (rad, head) merged, coefficients in lowest terms, zeros dropped."""
     groups: dict[tuple, list[sp.Expr]] = {}
     for term in terms:
-        if term.coef != 0:
+        if term.coef != 0 and not term.kept:
             outside, inside = split_radical(term.rad)
             groups.setdefault((inside, term.head), []).append(term.coef * outside)
     _complement(groups)
     merged = (Term(_by_radical(_sum_tidy(coefs), rad), rad, head) for (rad, head), coefs in groups.items())
-    return [m for m in merged if not is_zero(m.coef)]
+    return _merge_kept(terms) + [m for m in merged if m.coef != 0]
+
+
+def _merge_kept(terms: list[Term]) -> list[Term]:
+    """Kept products that are equal but for a number, added; their radicals squarefree."""
+    sums: dict[tuple, sp.Expr] = {}
+    for term in terms:
+        if term.kept:
+            outside, inside = split_radical(term.rad)
+            number, body = (term.coef * outside).as_coeff_Mul()
+            key = (body, inside, term.head)
+            sums[key] = sums.get(key, sp.Integer(0)) + number
+    return [Term(c * body, rad, head, True) for (body, rad, head), c in sums.items() if c != 0]
 
 
 def _complement(groups: dict[tuple, list[sp.Expr]]) -> None:
@@ -215,8 +247,17 @@ def _by_radical(coef: sp.Expr, rad: sp.Expr) -> sp.Expr:
     return candidate / denominator if _ugliness(candidate) < _ugliness(sp.expand(numerator)) else coef
 
 
+MANY = 6  # monomials in the tilted covariances beyond which lowest terms cost more than they give
+
+
 def _sum_tidy(coefs: list[sp.Expr]) -> sp.Expr:
     """The sum of coefficients, the q-free irrational constants collected first (they are not polynomial generators)."""
+    if any(x in _TILTED for c in coefs for x in c.free_symbols):
+        total = sp.expand(sp.Add(*coefs))
+        resolved = total.xreplace({x: _TILTED[x].value for x in total.free_symbols & set(_TILTED)})
+        if len(sp.Add.make_args(total)) > MANY:
+            return resolved
+        coefs = [resolved]
     by_constant: dict[sp.Expr, list[sp.Expr]] = {}
     for c in coefs:
         constant, rational = c.as_independent(q11, q12, q22, Delta, as_Add=False)
@@ -342,7 +383,14 @@ def over_root(numerator, variance):
 
 def exp_ndtr(e, mean, variance):
     """exp(e) Phi(mean/sqrt(variance)); plain exp or a multiple of it where that is exact."""
-    return ExpNdtr(tidy(e), tidy(e - mean**2 / (2 * variance)), over_root(mean, variance))
+    h = over_root(mean, variance)
+    return ExpNdtr(tidy(e), _minus_half_square(e, h), h)
+
+
+def _minus_half_square(e, h):
+    """e - h^2/2, the two apart where Delta divides the square: there 0/0 means h = 0, and e stays."""
+    merged = tidy(e - h**2 / 2)
+    return tidy(e) - h**2 / 2 if merged.as_numer_denom()[1].has(Delta) else merged
 
 
 # ---- two dimensions -------------------------------------------------------------------------------------------------
@@ -366,9 +414,8 @@ def expect2(f: Block, g: Block) -> tuple[list[Term], Step]:
     if f.beta != 0 or g.beta != 0:
         children.append(_step("Shift", f"beta = ({f.beta}, {g.beta}), exponent {tidy(e)}", sp.latex(tidy(e))))
     if f.gate is None and g.gate is None:
-        coef = _wick(f.poly, g.poly, mu, (L11, L12, L22))
         children.append(_step("Wick", f"polynomials of degree {len(f.poly) - 1} and {len(g.poly) - 1}", ""))
-        terms = [Term(coef, det, sp.exp(tidy(e)))]
+        terms = _wick_terms(f, g, det, (L11, L12, L22), sp.exp(tidy(e)))
     else:
         terms, inner = _gated_pair(f, g, (det, L11, L12, L22, detL), mu, e)
         children += inner
@@ -400,14 +447,42 @@ def _derivative(poly, l):
     return [c * sp.ff(n, l) for n, c in enumerate(poly)][l:]
 
 
-def _wick(p, r, mu, L):
-    """E[P(u) R(v)] of a Gaussian pair: sum over l of L12^l/l! E[P^(l)(u)] E[R^(l)(v)]."""
+def _wick_terms(f: Block, g: Block, det, L, head) -> list[Term]:
+    """E[P(u) R(v)] of a Gaussian pair: sum over l of L12^l/l! E[P^(l)(u)] E[R^(l)(v)], the Wick rule."""
+    shifted = f.beta != 0 or g.beta != 0
+    if shifted and (f.alpha != 0 or g.alpha != 0):
+        L = _tilt_symbols(f.alpha, g.alpha)
     L11, L12, L22 = L
-    total = []
-    for l in range(min(len(p), len(r))):
-        left, right = _moment(_derivative(p, l), mu[0], L11), _moment(_derivative(r, l), mu[1], L22)
-        total.append(L12**l / factorial(l) * left * right)
-    return sp.Add(*total)
+    mu = (f.beta * L11 + g.beta * L12, f.beta * L12 + g.beta * L22)
+    out = []
+    for l in range(min(len(f.poly), len(g.poly))):
+        left = _moment(_derivative(f.poly, l), mu[0], L11)
+        right = _moment(_derivative(g.poly, l), mu[1], L22)
+        if not shifted:  # each factor depends on one norm: for He_n it is a power of (q - 1)
+            left, right = tidy(left), tidy(right)
+        out.append(Term(tidy(L12) ** l / factorial(l) * left * right, det, head, not shifted))
+    return [x for x in out if x.coef != 0]
+
+
+@dataclass(frozen=True)
+class _Tilted:
+    """An entry of a tilted covariance that stands for itself until coefficients are collected."""
+
+    value: sp.Expr
+    mirror: sp.Symbol
+
+
+_TILTED: dict[sp.Symbol, _Tilted] = {}
+
+
+@lru_cache(maxsize=256)
+def _tilt_symbols(a1, a2):
+    """L11, L12, L22 as symbols: polynomials in them stay short where those in the q's do not."""
+    here, there = ([sp.Symbol(f"L{n}[{x},{y}]", real=True) for n in ("11", "12", "22")] for x, y in ((a1, a2), (a2, a1)))
+    for one, two, p, q in ((here, there, a1, a2), (there, here, a2, a1)):
+        for i, value in enumerate(tilted(p, q)[1:4]):
+            _TILTED[one[i]] = _Tilted(tidy(value), two[2 - i])
+    return tuple(here)
 
 
 @lru_cache
@@ -516,19 +591,10 @@ def angle(y, x2):
 def exp_phi2(e, m1, m2, v1, v2, c, x2):
     """exp(e) P(y1 >= 0, y2 >= 0) for means m, variances v, covariance c and x2 = v1 v2 - c^2."""
     e = tidy(e)
-    th2, tk2 = m2 * v1 - c * m1, m1 * v2 - c * m2  # th = th2/sqrt(v1 x2)
-    return ExpPhi2(
-        e,
-        tidy(e - m1**2 / (2 * v1)),
-        tidy(e - m2**2 / (2 * v2)),
-        tidy(e - (m1**2 * v2 - 2 * c * m1 * m2 + m2**2 * v1) / (2 * x2)),
-        over_root(m1, v1),
-        over_root(m2, v2),
-        over_root(th2, v1 * x2),
-        over_root(tk2, v2 * x2),
-        tidy(c),
-        tidy(x2),
-    )
+    h, k = over_root(m1, v1), over_root(m2, v2)
+    th, tk = over_root(m2 * v1 - c * m1, v1 * x2), over_root(m1 * v2 - c * m2, v2 * x2)
+    eh, ek = tidy(e - h**2 / 2), tidy(e - k**2 / 2)
+    return ExpPhi2(e, eh, ek, _minus_half_square(eh, th), h, k, th, tk, tidy(c), tidy(x2))
 
 
 def _slice(delta: Block, other: Block, swap: bool) -> tuple[list[Term], Step]:
@@ -584,8 +650,9 @@ _SWAP = {q11: q22, q22: q11}
 
 def swap(term: Term) -> Term:
     """The term with u and v exchanged."""
-    coef, rad, head = (x.xreplace(_SWAP) for x in (term.coef, term.rad, term.head))
-    return Term(coef, rad, head.replace(ExpPhi2, _swap_phi2))
+    mirrored = {x: _TILTED[x].mirror for x in term.coef.free_symbols & set(_TILTED)}
+    coef, rad, head = (x.xreplace(_SWAP | mirrored) for x in (term.coef, term.rad, term.head))
+    return Term(coef, rad, head.replace(ExpPhi2, _swap_phi2), term.kept)
 
 
 def _swap_phi2(e, eh, ek, er, h, k, th, tk, y, x2):

@@ -161,14 +161,14 @@ ERFCX_DOUBLE = (
 @jax.custom_jvp
 def erfcx(x):
     """exp(x^2) erfc(x) for x >= 0, to 2 eps."""
-    clipped = where(x > 1e10, 1e10, x)
+    clipped = where(x > 1e18, 1e18, x)
     return polynomial(pick(x, ERFCX_SINGLE, ERFCX_DOUBLE), (clipped - 3.5) / (clipped + 3.5)) / (1.0 + 2.0 * x)
 
 
 @erfcx.defjvp
 def _erfcx_jvp(primals, tangents):
     # erfcx' = 2x erfcx - 2/sqrt(pi) cancels; from x = 25 on its asymptotic series in z = 1/(2 x^2) (DLMF 7.12.1), so
-    # that the error stays below 50 eps of erfcx.
+    # that the error stays below 100 eps of erfcx.
     (x,), (dx,) = primals, tangents
     near = where(x < 25.0, x, 0.0)
     far = where(x < 25.0, 25.0, x)
@@ -204,6 +204,19 @@ erf = jax.scipy.special.erf
 
 
 @jax.custom_jvp
+def exp_normal(e, eh, h):
+    """exp(e - h^2/2), given eh = e - h^2/2 (redundant, so that h may be infinite)."""
+    return xp.exp(eh)
+
+
+@exp_normal.defjvp
+def _exp_normal_jvp(primals, tangents):
+    (e, eh, h), (de, _, dh) = primals, tangents
+    value = exp_normal(e, eh, h)
+    return value, value * de - value * where(value == 0, 0.0, h) * dh
+
+
+@jax.custom_jvp
 def exp_ndtr(e, eh, h):
     """exp(e) Phi(h), Phi the normal distribution function, given eh = e - h^2/2 (redundant)."""
     full = xp.exp(e)
@@ -215,7 +228,7 @@ def exp_ndtr(e, eh, h):
 def _exp_ndtr_jvp(primals, tangents):
     (e, eh, h), (de, _, dh) = primals, tangents
     value = exp_ndtr(e, eh, h)
-    return value, value * de + INV_SQRT_2PI * xp.exp(eh) * dh
+    return value, value * de + INV_SQRT_2PI * exp_normal(e, eh, h) * dh
 
 
 # Two quadrature rules on [0, 1] side by side, (node, weight, node, weight), derivations below;
@@ -264,10 +277,12 @@ def wedge(x, t, ex, er):
     p = where(far | low, x, tau)
     q = where(far, tau, 0.0)
     span = where(far, cut / (tau + xp.sqrt(tau * tau + cut)), where(low, tau, x))
+    use_far, use_near = where(far, 1.0 + 0.0 * x, 0.0), where(far, 0.0 * x, 1.0)  # a `where` per node would be a branch
     total = 0.0 * x
     for node_far, weight_far, node, weight in pick(x, WEDGE_SINGLE, WEDGE_DOUBLE):
-        v = span * where(far, node_far, node)
-        total = total + where(far, weight_far, weight) * xp.exp(-v * (q + 0.5 * v)) * p / (p * p + (q + v) * (q + v))
+        v = span * (node_far * use_far + node * use_near)
+        ordinate = xp.exp(-v * (q + 0.5 * v)) * p / (p * p + (q + v) * (q + v))
+        total = total + (weight_far * use_far + weight * use_near) * ordinate
     lead = xp.exp(where(far, er, where(low, ex, er + 0.5 * x * x)))
     ray = INV_2PI * lead * span * total
     scaled = erfcx(x * SQRT_HALF)
@@ -286,19 +301,20 @@ def exp_phi2(e, eh, ek, er, h, k, th, tk, y, x):
     eh = e - h^2/2, ek = e - k^2/2, er = e - (h^2 + th^2)/2 = e - (k^2 + tk^2)/2.
     The correlation enters as (y, x) proportional to (rho, sqrt(1 - rho^2)), x >= 0."""
     # The quadrant below (h, k) is cut by the ray from the origin through (h, k) into two wedges, of positive sign where
-    # the bound is negative.  At h = k = 0 the ray is not defined: any will do, so the quadrant moves by 1e-18 along its
-    # bisector, where th = tk = h tan(quarter turn/2 - angle(y, x)/2).  (An arctangent would cost ten nodes.)
-    origin = xp.abs(h) + xp.abs(k) < 1e-17
+    # the bound is negative.  At h = k = 0 the ray is not defined: any will do, so the quadrant moves by a speck along
+    # its bisector, where th = tk = h tan(quarter turn/2 - angle(y, x)/2).  (An arctangent would cost ten nodes.)
+    speck = pick(h, 1e-11, 1e-17)
+    origin = xp.abs(h) + xp.abs(k) < speck
     size = where(xp.abs(y) > x, xp.abs(y), x)
     u, v = y / where(size > 0, size, 1.0), where(size > 0, x, 1.0) / where(size > 0, size, 1.0)
     diagonal = xp.sqrt(u * u + v * v)
     tangent = where(u > 0, v, diagonal - u) / where(u > 0, diagonal + u, v)
-    bisector = -1e-18 * tangent
+    bisector = -speck * tangent
     er = where(origin, e, er)
-    at_h = wedge(where(origin, 1e-18, xp.abs(h)), where(origin, bisector, th), eh, er)
-    at_k = wedge(where(origin, 1e-18, xp.abs(k)), where(origin, bisector, tk), ek, er)
+    at_h = wedge(where(origin, speck, xp.abs(h)), where(origin, bisector, th), eh, er)
+    at_k = wedge(where(origin, speck, xp.abs(k)), where(origin, bisector, tk), ek, er)
     full = xp.exp(e)
-    above_h, above_k = (h > 0) & (h + xp.abs(k) >= 1e-17), (k > 0) & (k + xp.abs(h) >= 1e-17)
+    above_h, above_k = where(origin, -1.0, h) > 0, where(origin, -1.0, k) > 0
     wedges = where(above_h, -at_h, at_h) + where(above_k, -at_k, at_k)
     return where(above_h & above_k, where(full == xp.inf, full, full + wedges), wedges)
 
@@ -311,15 +327,22 @@ def _exp_phi2_jvp(primals, tangents):
     value = exp_phi2(*primals)
     _, turn = jax.jvp(angle, (y, x), (dy, dx))
     slopes = exp_ndtr(eh, er, th) * dh + exp_ndtr(ek, er, tk) * dk
-    return value, value * de + INV_SQRT_2PI * slopes + INV_2PI * xp.exp(er) * turn
+    return value, value * de + INV_SQRT_2PI * slopes + INV_2PI * exp_normal(eh, er, th) * turn
 
 
 # ---------------------------------------------------------------------------------------------- hyperbolic functions
 
 
+def abs_slope(x):
+    """The derivative of |x| as JAX has it: 1 at 0."""
+    return where(x < 0, -1.0, 1.0 + 0.0 * x)
+
+
 @jax.custom_jvp
 def exp_sinh(g, x):
-    """exp(g - |x|) sinh(x); the caller has g = s + |x| exactly, so that exp(s) sinh(x) cannot overflow."""
+    """exp(g - |x|) sinh(x); the caller has g = s + |x| exactly, so that exp(s) sinh(x) cannot overflow.
+
+    The derivative of |x| in the rules cancels the one in the caller's g at every order, at x = 0 too."""
     return -0.5 * xp.sign(x) * xp.exp(g) * xp.expm1(-2.0 * xp.abs(x))
 
 
@@ -329,20 +352,157 @@ def exp_cosh(g, x):
     return 0.5 * xp.exp(g) * (1.0 + xp.exp(-2.0 * xp.abs(x)))
 
 
-# With |x|' = sign(x) and sign' = 0, in the rules and in the caller's g = s + |x| alike, the terms in sign(x) cancel
-# from the sum and every order is right, at x = 0 too.
 @exp_sinh.defjvp
 def _exp_sinh_jvp(primals, tangents):
     (g, x), (dg, dx) = primals, tangents
     value = exp_sinh(g, x)
-    return value, value * dg + (exp_cosh(g, x) - xp.sign(x) * value) * dx
+    return value, value * dg + (exp_cosh(g, x) - abs_slope(x) * value) * dx
 
 
 @exp_cosh.defjvp
 def _exp_cosh_jvp(primals, tangents):
     (g, x), (dg, dx) = primals, tangents
     value = exp_cosh(g, x)
-    return value, value * dg + (exp_sinh(g, x) - xp.sign(x) * value) * dx
+    return value, value * dg + (exp_sinh(g, x) - abs_slope(x) * value) * dx
+
+
+# ------------------------------------------------------------------------------------------------------- assembling
+
+NODES = (
+    0.005299532504175031, 0.0277124884633837, 0.06718439880608412, 0.1222977958224985,
+    0.19106187779867811, 0.2709916111713863, 0.35919822461037054, 0.4524937450811813,
+    0.5475062549188188, 0.6408017753896295, 0.7290083888286136, 0.8089381222013219,
+    0.8777022041775016, 0.9328156011939159, 0.9722875115366163, 0.994700467495825,
+)
+WEIGHTS = (
+    0.013576229705877088, 0.031126761969323728, 0.0475792558412463, 0.062314485627767036,
+    0.07479799440828835, 0.08457825969750132, 0.09130170752246182, 0.09472530522753432,
+    0.09472530522753432, 0.09130170752246182, 0.08457825969750132, 0.07479799440828835,
+    0.062314485627767036, 0.0475792558412463, 0.031126761969323728, 0.013576229705877088,
+)
+"""The 16-point Gauss-Legendre rule on [0, 1]: numpy.polynomial.legendre.leggauss(16), halved and shifted."""
+
+
+def quotient(x, y):
+    """x / y in a coefficient: zero over anything that vanishes, where the head beside it vanishes faster."""
+    zero = y == 0
+    return where(zero, 0.0, x / where(zero, 1.0, y))
+
+
+def filled(value, like):
+    """A constant as an array."""
+    return xp.full_like(like, value)
+
+
+def parameter(value, like):
+    """A parameter in the precision of the covariances."""
+    return xp.asarray(value, like.dtype)
+
+
+def stacked_phi2(*calls):
+    """All bivariate normals of a member in one call: one body for the compiler."""
+    out = exp_phi2(*(xp.stack(xp.broadcast_arrays(*row)) for row in zip(*calls, strict=True)))
+    return tuple(out[i] for i in range(len(calls)))
+
+
+def integrated(slope, mean, q12, q11, q22, delta, *parameters):
+    """E[s(u)] E[s(v)] + the integral of E[s'(u) s'(v)] over the covariance from 0 to q12.
+
+    With the covariance as sqrt(q11 q22) sin(angle) the integrand is smooth, and nothing cancels at small norms."""
+    top, size = angle(q12, root(delta)), root(q11) * root(q22)
+    nodes, weights = xp.asarray(NODES, q12.dtype), xp.asarray(WEIGHTS, q12.dtype)
+
+    def add(i, total):
+        c, s = xp.cos(top * nodes[i]), xp.sin(top * nodes[i])
+        return total + weights[i] * c * slope(size * s, q11, q22, (size * c) ** 2, *parameters)
+
+    total = jax.lax.fori_loop(0, len(NODES), add, 0.0 * q12)
+    return mean(q11, *parameters) * mean(q22, *parameters) + top * size * total
+
+
+def mean_by_curvature(curvature, start, q, *parameters):
+    """E[s(sqrt(q) Z)] = s(0) + the integral of y E[s''(y Z)] over y from 0 to sqrt(q)."""
+    a = root(q)
+    nodes, weights = xp.asarray(NODES, q.dtype), xp.asarray(WEIGHTS, q.dtype)
+
+    def add(i, total):
+        y = a * nodes[i]
+        return total + weights[i] * y * curvature(y * y, *parameters)
+
+    return start + a * jax.lax.fori_loop(0, len(NODES), add, 0.0 * q)
+
+
+def by_norm(small, closed, q12, q11, q22, delta, *parameters):
+    """The integral where a variance is at most 1, the closed form elsewhere; the integral is skipped where all are larger."""
+    low = xp.minimum(q11, q22) <= 1.0
+    value = closed(q12, q11, q22, delta, *parameters)
+
+    def mixed():
+        return where(low, small(q12, q11, q22, delta, *parameters), value)
+
+    return jax.lax.cond(xp.any(low), mixed, lambda: value)
+
+
+def at_covariance(member):
+    """A member of the covariance alone: the determinant without cancellation, q12 projected where rounding overshot."""
+
+    def at(q12, q11, q22, *parameters):
+        delta, q12 = gram_det(q12, q11, q22)
+        return member(q12, q11, q22, delta, *parameters)
+
+    return at
+
+
+def price(member, slope, own):
+    """A member with Price's theorem as its derivative: dK/dq12 = slope, dK/dq11 = own/2, dK/dq22 its mirror image.
+
+    Parameters are differentiated through the formula, at fixed covariance."""
+    value_at = at_covariance(member)
+
+    @jax.custom_jvp
+    def value(q12, q11, q22, *parameters):
+        return value_at(q12, q11, q22, *parameters)
+
+    @value.defjvp
+    def rule(primals, tangents):
+        (q12, q11, q22, *parameters), (d12, d11, d22, *d_parameters) = primals, tangents
+        total = slope(q12, q11, q22, *parameters) * d12
+        total = total + 0.5 * own(q12, q11, q22, *parameters) * d11 + 0.5 * own(q12, q22, q11, *parameters) * d22
+        if parameters:
+            fixed = lambda *p: value_at(q12, q11, q22, *p)  # noqa: E731
+            total = total + jax.jvp(fixed, tuple(parameters), tuple(d_parameters))[1]
+        return value(*primals), total
+
+    return value
+
+
+def inputs(*arrays):
+    """Floating arrays of one dtype (at least float32) and one shape."""
+    typed = [a.dtype for a in arrays if hasattr(a, "dtype")]
+    dtype = xp.result_type(*typed) if typed else xp.zeros(()).dtype
+    dtype = dtype if xp.issubdtype(dtype, xp.floating) else xp.zeros(()).dtype
+    dtype = xp.float32 if dtype.itemsize < 4 else dtype
+    shape = xp.broadcast_shapes(*(xp.shape(a) for a in arrays))
+    return [xp.broadcast_to(xp.asarray(a, dtype), shape) for a in arrays]
+
+
+def checked(value, q12, q11, q22):
+    """The value, or ValueError for a covariance matrix that no Gaussian has (while JAX traces: NaN)."""
+    bad = xp.any(xp.isnan(value) & xp.isfinite(q12) & xp.isfinite(q11) & xp.isfinite(q22))
+    if known_true(bad):
+        raise ValueError(
+            "the arguments are (q12, q11, q22), and [[q11, q12], [q12, q22]] must be a covariance matrix; "
+            "what came has a negative variance or q12^2 > q11 q22 beyond rounding"
+        )
+    return value
+
+
+def known_true(flag):
+    """Whether a flag is true and known, that is, not being traced."""
+    try:
+        return bool(flag)
+    except jax.errors.ConcretizationTypeError:
+        return False
 
 
 # ------------------------------------------------------------------------------------------------------ source text
@@ -362,13 +522,64 @@ VELTKAMP = '''def split(x):
     high = shifted - (shifted - x)
     return high, x - high'''
 
+INTEGRATED = '''def integrated(slope, mean, q12, q11, q22, delta, *parameters):
+    """E[s(u)] E[s(v)] + the integral of E[s'(u) s'(v)] over the covariance from 0 to q12.
+
+    With the covariance as sqrt(q11 q22) sin(angle) the integrand is smooth, and nothing cancels at small norms."""
+    top, size, total = angle(q12, root(delta)), root(q11) * root(q22), 0.0 * q12
+    for i in range(len(NODES)):
+        c, s = xp.cos(top * NODES[i]), xp.sin(top * NODES[i])
+        total = total + WEIGHTS[i] * c * slope(size * s, q11, q22, (size * c) ** 2, *parameters)
+    return mean(q11, *parameters) * mean(q22, *parameters) + top * size * total'''
+
+MEAN_BY_CURVATURE = '''def mean_by_curvature(curvature, start, q, *parameters):
+    """E[s(sqrt(q) Z)] = s(0) + the integral of y E[s''(y Z)] over y from 0 to sqrt(q)."""
+    a, total = root(q), 0.0 * q
+    for i in range(len(NODES)):
+        y = a * NODES[i]
+        total = total + WEIGHTS[i] * y * curvature(y * y, *parameters)
+    return start + a * total'''
+
+BY_NORM = '''def by_norm(small, closed, q12, q11, q22, delta, *parameters):
+    """The integral where a variance is at most 1, the closed form elsewhere."""
+    low = where(q11 < q22, q11, q22) <= 1.0
+    out = closed(q12, q11, q22, delta, *parameters)
+    return where(low, small(q12, q11, q22, delta, *parameters), out) if low.any() else out'''
+
+BY_NORM_SCALAR = '''def by_norm(small, closed, q12, q11, q22, delta, *parameters):
+    """The integral where a variance is at most 1, the closed form elsewhere."""
+    if min(q11, q22) <= 1.0:
+        return small(q12, q11, q22, delta, *parameters)
+    return closed(q12, q11, q22, delta, *parameters)'''
+
+TORCH_INPUTS = '''def inputs(*arrays):
+    """Floating tensors of one dtype (at least float32) and one shape."""
+    given = [a.dtype for a in arrays if isinstance(a, xp.Tensor) and a.dtype.is_floating_point]
+    dtype = xp.float32
+    for other in given or [xp.get_default_dtype()]:
+        dtype = xp.promote_types(dtype, other)
+    return xp.broadcast_tensors(*(xp.as_tensor(a, dtype=dtype) for a in arrays))'''
+
 TWINS: dict[str, dict[str, str]] = {
     "where": {"numba": "def where(condition, a, b):\n    return a if condition else b"},
     "pick": {"numba": "def pick(x, single, double):\n    return double"},
     "split": {"numpy": VELTKAMP, "numba": VELTKAMP, "torch": VELTKAMP},
     "erf": {"numpy": "erf = erf_series", "numba": "def erf(x):\n    return math.erf(x)", "torch": "erf = xp.erf"},
+    "integrated": dict.fromkeys(("numpy", "numba", "torch"), INTEGRATED),
+    "mean_by_curvature": dict.fromkeys(("numpy", "numba", "torch"), MEAN_BY_CURVATURE),
+    "by_norm": {"numpy": BY_NORM, "numba": BY_NORM_SCALAR, "torch": BY_NORM},
+    "filled": {"numba": "def filled(value, like):\n    return value"},
+    "parameter": {
+        "torch": "def parameter(value, like):\n    return xp.as_tensor(value, dtype=like.dtype, device=like.device)",
+    },
+    "inputs": {"torch": TORCH_INPUTS},
+    "known_true": {target: "def known_true(flag):\n    return bool(flag)" for target in ("numpy", "numba", "torch")},
 }
 """What a target needs in place of the text above: numba is scalar and float64, only XLA contracts, NumPy has no erf."""
+
+
+ON_ARRAYS = ("inputs", "checked", "known_true")
+"""What runs on whole arrays, around numba's scalar functions."""
 
 
 @dataclass(frozen=True)
@@ -405,7 +616,7 @@ def _primitives() -> dict[str, Primitive]:
         text = TWINS.get(name, {}).get(target, body[name])
         if target == "jax" and name in rules:
             return f"@jax.custom_jvp\n{text}\n\n\n{rules[name]}"
-        if target == "numba" and text.startswith("def "):
+        if target == "numba" and text.startswith("def ") and name not in ON_ARRAYS:
             return f'@numba.njit(error_model="numpy")\n{text}'
         return text
 

@@ -1,0 +1,35 @@
+"""dualcalc: a symbolic dual-kernel compiler for infinitely wide neural networks.
+
+Names are loaded when first used (PEP 562), so that `import dualcalc` is instant and changes nothing in JAX.
+"""
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "derive": "dual",
+    "from_kernel": "dual",
+    "Dual": "dual",
+    "NoClosedForm": "atoms",
+    "symbols": "parsing",
+    "ParseError": "parsing",
+    "compile": "codegen",
+    "emit": "codegen",
+    "serial": "networks",
+    "Dense": "networks",
+    "Activation": "networks",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("dualcalc")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module 'dualcalc' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
