@@ -235,7 +235,7 @@ def _complement(groups: dict[tuple, list[sp.Expr]]) -> None:
 
 def _by_radical(coef: sp.Expr, rad: sp.Expr) -> sp.Expr:
     """The numerator divided by the radical where quotient and remainder read better: (a rad + b)/.. for GELU."""
-    if rad == 1 or rad == Delta or not rad.has(q12, Delta):
+    if rad == 1 or rad == Delta or not rad.has(q12, Delta) or sp.count_ops(coef) > 60:
         return coef
     numerator, denominator = coef.as_numer_denom()
     symbols = [s for s in (q11, q22, q12) if rad.has(s) or s is q12]

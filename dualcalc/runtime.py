@@ -433,7 +433,7 @@ def mean_by_curvature(curvature, start, q, *parameters):
 
 
 def by_norm(small, closed, q12, q11, q22, delta, *parameters):
-    """The integral where a variance is at most 1, the closed form elsewhere; the integral is skipped where all are larger."""
+    """The integral where a variance is at most 1, the closed form elsewhere; no integral where all are larger."""
     low = xp.minimum(q11, q22) <= 1.0
     value = closed(q12, q11, q22, delta, *parameters)
 
@@ -522,6 +522,16 @@ VELTKAMP = '''def split(x):
     high = shifted - (shifted - x)
     return high, x - high'''
 
+AT_COVARIANCE = '''def at_covariance(member):
+    """A member of the covariance alone: the determinant without cancellation, q12 projected where rounding overshot."""
+
+    def at(q12, q11, q22, *parameters):
+        with xp.errstate(all="ignore"):
+            delta, q12 = gram_det(q12, q11, q22)
+            return member(q12, q11, q22, delta, *parameters)
+
+    return at'''
+
 INTEGRATED = '''def integrated(slope, mean, q12, q11, q22, delta, *parameters):
     """E[s(u)] E[s(v)] + the integral of E[s'(u) s'(v)] over the covariance from 0 to q12.
 
@@ -565,6 +575,7 @@ TWINS: dict[str, dict[str, str]] = {
     "pick": {"numba": "def pick(x, single, double):\n    return double"},
     "split": {"numpy": VELTKAMP, "numba": VELTKAMP, "torch": VELTKAMP},
     "erf": {"numpy": "erf = erf_series", "numba": "def erf(x):\n    return math.erf(x)", "torch": "erf = xp.erf"},
+    "at_covariance": {"numpy": AT_COVARIANCE},
     "integrated": dict.fromkeys(("numpy", "numba", "torch"), INTEGRATED),
     "mean_by_curvature": dict.fromkeys(("numpy", "numba", "torch"), MEAN_BY_CURVATURE),
     "by_norm": {"numpy": BY_NORM, "numba": BY_NORM_SCALAR, "torch": BY_NORM},

@@ -1,0 +1,832 @@
+"""The command line: `dualcalc derive | compile | catalog | kernel`.
+
+In a terminal it prints tables, trees and formulas in two dimensions; in a pipe plain text; with `--json` one JSON
+document. Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 a check failed, 2 bad input, 3 no
+closed form. SymPy, NumPy, JAX and rich are imported inside the commands, so that `--help` and `catalog list` are
+instant; for that, this file may import from any other, like `__init__`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import click
+
+ENVIRONMENT = "DUALCALC_CATALOG"
+TARGETS = ("jax", "numpy", "numba", "torch", "latex")  # codegen.TARGETS; importing it would import JAX
+FAILED, BAD_INPUT, NO_CLOSED_FORM, INTERNAL = 1, 2, 3, 70
+
+
+# Errors -----------------------------------------------------------------------------------------------------------
+
+
+class Failure(click.ClickException):
+    """A message on stderr and an exit code; of several lines, a caret among them, none is moved."""
+
+    def __init__(self, message: str, code: int = BAD_INPUT):
+        super().__init__(message)
+        self.exit_code = code
+
+    def show(self, file: Any = None) -> None:
+        start = "Error:\n" if "\n" in self.message else "Error: "
+        click.echo(start + _clean(self.message), file=file, err=True)
+
+
+def _clean(text: str) -> str:
+    """Without the control characters that a formula or a file name may smuggle into a terminal."""
+    return "".join(ch if ch.isprintable() or ch == "\n" else "?" for ch in text)
+
+
+def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turns what the library raises for bad input into a message and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except RecursionError:
+            raise Failure("the formula is nested too deeply; write it more simply") from None
+        except MemoryError:
+            raise Failure("out of memory; take fewer rows") from None
+        except OSError as error:
+            raise Failure(f"{error.filename or 'file'}: {error.strerror or error}") from None
+        except ValueError as error:
+            atoms = sys.modules.get("dualcalc.atoms")  # imported where a NoClosedForm can come from
+            refused = atoms is not None and isinstance(error, atoms.NoClosedForm)
+            text = f"no closed form: {error}" if refused else str(error)
+            raise Failure(text, NO_CLOSED_FORM if refused else BAD_INPUT) from None
+        except Exception as error:
+            if os.environ.get("DUALCALC_TRACEBACK"):
+                raise
+            what = f"internal error, {type(error).__name__}: {error}"
+            raise Failure(f"{what}; please report it, with DUALCALC_TRACEBACK=1 set", INTERNAL) from error
+
+    return run
+
+
+# Output -----------------------------------------------------------------------------------------------------------
+
+
+def _terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(x: float) -> float | str:
+    """JSON has no infinity."""
+    return x if math.isfinite(x) else str(x)
+
+
+def _rows(rows: list[tuple[str, ...]], head: tuple[str, ...]) -> str:
+    """A table as plain text, columns aligned."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows))
+    return "\n".join(lines)
+
+
+def _table(rows: list[tuple[str, ...]], head: tuple[str, ...], styles: Mapping[str, str] | None = None) -> None:
+    """A table for whoever reads."""
+    if not _terminal():
+        click.echo(_rows(rows, head))
+        return
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in head:
+        table.add_column(name, style=(styles or {}).get(name))
+    for row in rows:
+        table.add_row(*(Text(cell, style="bold red" if cell.endswith("!") else "") for cell in row))
+    _console().print(table)
+
+
+def _panel(title: str, content: str) -> None:
+    """A block of text that is not to be wrapped, with a title."""
+    if not _terminal():
+        click.echo(f"{title}\n{content}")
+        return
+    from rich.panel import Panel
+    from rich.text import Text
+
+    _console().print(Panel(Text(content, no_wrap=False), title=Text(title), title_align="left", border_style="cyan"))
+
+
+def _say(text: str) -> None:
+    """A remark, not a result."""
+    click.echo(_clean(text), err=True)
+
+
+@contextmanager
+def _working(what: str) -> Iterator[None]:
+    """A spinner on stderr, in a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar on stderr, in a terminal; the function given advances it."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, advance=1, description=f"{what} {done}")
+
+
+# Files ------------------------------------------------------------------------------------------------------------
+
+
+def _writable(path: Path, force: bool) -> None:
+    """Refuse early what could not be written at the end."""
+    if path.exists() and not path.is_file():
+        raise Failure(f"{path}: not a plain file; choose another name")
+    if os.path.lexists(path) and not force:
+        raise Failure(f"{path} exists already; --force replaces it")
+    if not path.parent.is_dir():
+        raise Failure(f"{path.parent}: no such folder; create it first")
+
+
+def write_file(path: Path, write: Callable[[Any], None], force: bool = False) -> None:
+    """The file appears under its name complete or not at all; without `force` it replaces nothing."""
+    _writable(path, force)
+    temporary = path.parent / f".{path.name}.{os.urandom(6).hex()}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        _writable(path, force)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# Arguments --------------------------------------------------------------------------------------------------------
+
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?"
+EXACT = rf"(?:{NUMBER}|[-+]?\d+/\d+)"
+RESERVED = ("activation", "assume", "dual", "target")  # keywords of derive and emit
+
+
+def _parameters(context: Any, option: Any, values: tuple[str, ...]) -> dict[str, Any]:
+    """`A=1.3`, `A=1/3` or, for a coefficient list, `a=1,-2,1/2`; exact texts, as the catalog reads them."""
+    found: dict[str, Any] = {}
+    for value in values:
+        match = re.fullmatch(rf"\s*([A-Za-z]\w{{0,39}})\s*=\s*({EXACT}(?:\s*,\s*{EXACT})*)\s*", value, re.ASCII)
+        if not match:
+            raise click.BadParameter(f"got {_clean(value)[:60]!r}; expected NAME=NUMBER such as A=1.3 or A=1/3")
+        name, numbers = match[1], [x.strip() for x in match[2].split(",")]
+        if name in found:
+            raise click.BadParameter(f"got {name} twice; remove one")
+        if name in RESERVED:
+            raise click.BadParameter(f"no activation has a parameter {name}")
+        found[name] = numbers if len(numbers) > 1 else numbers[0]
+    return found
+
+
+def _folders(context: Any, option: Any, values: tuple[str, ...]) -> None:
+    """Folders become part of the catalog of this process and of those that it starts."""
+    if values:
+        named = [os.environ[ENVIRONMENT]] if os.environ.get(ENVIRONMENT) else []
+        os.environ[ENVIRONMENT] = os.pathsep.join([*named, *map(os.path.abspath, values)])
+
+
+EXPR = click.argument("expr")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+FORCE = click.option("--force", is_flag=True, help="Replace an existing file.")
+PARAMETERS = click.option(
+    "-p", "--parameter", "parameters", multiple=True, callback=_parameters, metavar="NAME=NUMBER",
+    help="Value of a parameter, as A=1.3; repeat it for more.",
+)  # fmt: skip
+CATALOG = click.option(
+    "--catalog", "folders", multiple=True, metavar="DIR", callback=_folders, expose_value=False,
+    help=f"Add a folder of catalog files (also ${ENVIRONMENT}).",
+)  # fmt: skip
+PATH = click.Path(path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dualcalc")
+@CATALOG
+def main() -> None:
+    """Compile an activation into the kernels of infinitely wide networks (NNGP and NTK).
+
+    EXPR is a formula in t, such as "t*Phi(t)", or a catalog id, such as gelu. Put -- before one that begins with a
+    minus sign.
+    """
+
+
+# derive -----------------------------------------------------------------------------------------------------------
+
+
+def _dual(expr: str, parameters: Mapping[str, Any]) -> Any:
+    from dualcalc.dual import derive
+
+    return derive(expr, **parameters)
+
+
+class Formulas(NamedTuple):
+    """k and kdot as SymPy expressions; kdot is None where it is refused, and then there is the reason."""
+
+    k: Any
+    kdot: Any
+    reason: str
+
+
+def _formulas(dual: Any) -> Formulas:
+    from dualcalc.atoms import NoClosedForm
+
+    try:
+        return Formulas(dual.k, dual.kdot, "")
+    except NoClosedForm as reason:
+        return Formulas(dual.k, None, str(reason))
+
+
+def _facts(dual: Any) -> dict[str, str]:
+    """What is known of a dual, in words."""
+    named = {1: "even", -1: "odd"}
+    facts = {
+        "activation": str(dual.activation) if dual.activation is not None else "",
+        "source": dual.source,
+        "domain": dual.domain,
+        "parity": named.get(dual.parity, ""),
+        "homogeneous": "" if dual.homogeneity is None else f"of degree {dual.homogeneity}",
+        "parameters": ", ".join(_with_default(s, dual.defaults) for s in dual.parameters),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _with_default(symbol: Any, defaults: Mapping[str, Any]) -> str:
+    default = f" = {defaults[symbol.name]}" if symbol.name in defaults else ""
+    return f"{symbol}{default}{' > 0' if symbol.is_positive else ''}"
+
+
+def _tree(step: Any) -> dict[str, Any]:
+    return {
+        "rule": step.rule,
+        "statement": step.statement,
+        "latex": step.latex,
+        "steps": [_tree(child) for child in step.children],
+    }
+
+
+def _formula_json(formulas: Formulas) -> dict[str, Any]:
+    import sympy as sp
+
+    kdot = None if formulas.kdot is None else str(formulas.kdot)
+    latex = {"k": sp.latex(formulas.k), "kdot": None if kdot is None else sp.latex(formulas.kdot)}
+    return {"k": str(formulas.k), "kdot": kdot, "kdot_refused": formulas.reason or None, "latex": latex}
+
+
+def _show_formulas(formulas: Formulas) -> None:
+    if not _terminal():
+        click.echo(f"k = {formulas.k}")
+        click.echo(f"kdot: {formulas.reason}" if formulas.kdot is None else f"kdot = {formulas.kdot}")
+        return
+    import sympy as sp
+
+    width = _console().width - 4
+    for name, expr in (("k = E[s(u) s(v)]", formulas.k), ("kdot = E[s'(u) s'(v)]", formulas.kdot)):
+        if expr is None:
+            _panel(name, formulas.reason)
+            continue
+        drawn = sp.pretty(expr, use_unicode=True, wrap_line=False)
+        fits = max(map(len, drawn.splitlines())) <= width
+        _panel(name, drawn if fits else str(expr))  # a drawing that wraps cannot be read
+
+
+def _show_derivation(derivation: Any) -> None:
+    if not _terminal():
+        click.echo(str(derivation))
+        return
+    from rich.text import Text
+    from rich.tree import Tree
+
+    def label(step: Any) -> Text:
+        return Text.assemble((step.rule, "bold cyan"), ("  ", ""), step.statement)
+
+    def grow(tree: Tree, step: Any) -> Tree:
+        for child in step.children:
+            grow(tree.add(label(child)), child)
+        return tree
+
+    _console().print(grow(Tree(label(derivation.root), guide_style="dim"), derivation.root))
+
+
+@main.command()
+@EXPR
+@PARAMETERS
+@CATALOG
+@JSON
+@guarded
+def derive(expr: str, parameters: dict[str, Any], as_json: bool) -> None:
+    """Print the closed forms k and kdot of EXPR, and how they come about."""
+    with _working("deriving"):
+        dual = _dual(expr, parameters)
+        formulas, derivation = _formulas(dual), dual.derivation
+    if as_json:
+        defaults = {s.name: str(dual.defaults[s.name]) if s.name in dual.defaults else None for s in dual.parameters}
+        _print_json(
+            {
+                "activation": None if dual.activation is None else str(dual.activation),
+                "source": dual.source,
+                **_formula_json(formulas),
+                "domain": dual.domain,
+                "parity": dual.parity,
+                "homogeneity": dual.homogeneity,
+                "jumps": [str(at) for at in dual.jumps],
+                "parameters": defaults,
+                "derivation": _tree(derivation.root),
+            }
+        )
+        return
+    _panel("Dual", "\n".join(f"{name:<12s} {value}" for name, value in _facts(dual).items()))
+    _show_formulas(formulas)
+    _show_derivation(derivation)
+
+
+# compile ----------------------------------------------------------------------------------------------------------
+
+
+@main.command("compile")
+@EXPR
+@click.option("--target", type=click.Choice(TARGETS), default="jax", show_default=True, help="What the code is for.")
+@click.option("-o", "--output", type=PATH, help="File to write; without it the code goes to stdout.")
+@PARAMETERS
+@CATALOG
+@FORCE
+@JSON
+@guarded
+def compile_(
+    expr: str, target: str, output: Path | None, parameters: dict[str, Any], force: bool, as_json: bool
+) -> None:
+    """Write a module that stands alone and defines k and kdot of EXPR."""
+    if output is not None:
+        _writable(output, force)
+    with _working(f"compiling for {target}"):
+        from dualcalc.codegen import emit
+
+        dual = _dual(expr, parameters)
+        source = emit(dual, target)
+    if output is not None:
+        write_file(output, lambda file: file.write(source.encode()), force)
+    if as_json:
+        _print_json({"target": target, "file": str(output) if output else None, "source": source})
+    elif output is not None:
+        click.echo(f"wrote {output}: {len(source.splitlines())} lines for {target}")
+    elif _terminal():
+        from rich.syntax import Syntax
+
+        lexer = "latex" if target == "latex" else "python"
+        _console().print(Syntax(source.rstrip(), lexer, background_color="default", word_wrap=True))
+    else:
+        click.echo(source, nl=False)
+
+
+# catalog ----------------------------------------------------------------------------------------------------------
+
+
+@main.group("catalog")
+@CATALOG
+def catalog_() -> None:
+    """The activations and kernels that dualcalc knows by name."""
+
+
+def _record(entry: Any) -> dict[str, Any]:
+    """What a listing says of an entry."""
+    return {
+        "id": entry.id,
+        "title": entry.title,
+        "expression": entry.expression,
+        "kernel": entry.kernel,
+        "table1": entry.table1,
+        "references": {role: list(keys) for role, keys in entry.references if keys},
+        "closed_form": entry.closed_form,
+    }
+
+
+@catalog_.command("list")
+@CATALOG
+@JSON
+@guarded
+def list_(as_json: bool) -> None:
+    """All entries, those of the paper's Table 1 first."""
+    from dualcalc import catalog
+
+    entries = list(catalog.load().values())
+    if as_json:
+        _print_json([_record(entry) for entry in entries])
+        return
+    rows = [
+        (e.id, e.title, e.formula, "" if e.table1 is None else str(e.table1), "yes" if e.closed_form else "no")
+        for e in entries
+    ]
+    _table(rows, ("id", "title", "formula", "table 1", "closed form"), {"id": "bold cyan", "title": "bold"})
+
+
+@catalog_.command()
+@click.argument("id")
+@CATALOG
+@JSON
+@guarded
+def show(id: str, as_json: bool) -> None:
+    """One entry: its names, parameters, references, and the formulas k and kdot."""
+    from dualcalc import catalog
+
+    known = catalog.load()
+    entry = known.entry(id)
+    cited = dict.fromkeys(key for _, keys in entry.references for key in keys)
+    references = {key: known.references[key] for key in cited}
+    refused = ""
+    with _working("deriving"):
+        from dualcalc.atoms import NoClosedForm
+
+        try:
+            dual = _dual(id, {})
+            formulas = _formulas(dual)
+        except NoClosedForm as reason:
+            refused = str(reason)
+    if as_json:
+        more: dict[str, Any] = {
+            "names": list(entry.names),
+            "parameters": {name: p.model_dump(mode="json") for name, p in entry.parameters.items()},
+            "notes": entry.notes,
+            "file": str(entry.path),
+            "line": entry.line,
+            "publications": {key: reference.model_dump(mode="json") for key, reference in references.items()},
+            "refused": refused or None,
+        }
+        _print_json(_record(entry) | more | ({} if refused else {"domain": dual.domain} | _formula_json(formulas)))
+        return
+    rows = [
+        ("names", "; ".join(entry.names)),
+        ("expression" if entry.kernel is None else "kernel", entry.formula),
+        *(("parameter", _describe(name, p)) for name, p in entry.parameters.items()),
+        *((("table 1", f"row {entry.table1}"),) if entry.table1 else ()),
+        *((role, "; ".join(_cite(references[key]) for key in keys)) for role, keys in entry.references if keys),
+        *((("notes", entry.notes),) if entry.notes else ()),
+        ("file", f"{entry.path}:{entry.line}"),
+        ("closed form", f"no: {refused}" if refused else f"yes, for {dual.domain}"),
+    ]
+    _panel(entry.id, "\n".join(f"{name:<12s} {value}" for name, value in rows))
+    if not refused:
+        _show_formulas(formulas)
+
+
+def _describe(name: str, parameter: Any) -> str:
+    default = parameter.default
+    value = ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    signs = [word for word in ("positive", "nonnegative", "integer") if getattr(parameter, word)]
+    details = "; ".join(part for part in (" ".join(signs), parameter.description) if part)
+    return f"{name} = {value}" + (f" ({details})" if details else "")
+
+
+def _cite(reference: Any) -> str:
+    where = reference.doi or (f"arXiv:{reference.arxiv}" if reference.arxiv else "")
+    return f"{reference.author} ({reference.year}), {reference.title}, {reference.venue}{', ' + where if where else ''}"
+
+
+@catalog_.command("verify")
+@click.argument("ids", nargs=-1)
+@click.option("--folder", type=PATH, help="Verify the entries of this folder.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Stream of the random points.")
+@click.option("--workers", type=click.IntRange(1, 64), help="Processes  [default: one per core, at most 4]")
+@CATALOG
+@JSON
+@guarded
+def verify_(ids: tuple[str, ...], folder: Path | None, seed: int, workers: int | None, as_json: bool) -> None:
+    """Check entries (all, unless IDS or a folder are given) against independent values; exit with 1 if one fails."""
+    from dualcalc import catalog
+
+    if folder is not None:
+        _folders(None, None, (str(folder),))
+    known = catalog.load()
+    chosen = {id: known.entry(id) for id in ids} if ids else dict(known)
+    if folder is not None:
+        chosen = {id: entry for id, entry in chosen.items() if entry.path.parent == folder.resolve()}
+    if not chosen:
+        raise Failure(f"{folder}: no entries there to verify")
+    start = time.perf_counter()
+    with _working("loading"):
+        from dualcalc import verify
+    if workers is None:
+        workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 4)
+        workers = 1 if len(chosen) < 6 else workers  # a process needs seconds to import SymPy
+    with _progress("verifying", len(chosen)) as step:
+        reports = verify.verify_all(chosen, lambda report: step(report.id), workers=workers, seed=seed)
+    failed = [report for report in reports if not report.passed]
+    if as_json:
+        _print_json([_report_json(report) for report in reports])
+    else:
+        _show_reports(reports, verify.LAWS)
+        passed = f"{len(reports) - len(failed)} of {len(reports)} entries pass"
+        click.echo(f"{passed}, {time.perf_counter() - start:.0f} s")
+    if failed:
+        raise click.exceptions.Exit(FAILED)
+
+
+def _report_json(report: Any) -> dict[str, Any]:
+    laws = {
+        r.law: {"error": _finite(r.error), "tolerance": r.tolerance, "passed": r.passed, "note": r.note or None}
+        for r in report.results
+    }
+    return {"id": report.id, "passed": report.passed, "reason": report.reason or None, "laws": laws}
+
+
+def _show_reports(reports: list[Any], laws: tuple[Any, ...]) -> None:
+    """A row per entry, a column per law; in a narrow terminal only the law nearest to its tolerance."""
+    head = ("entry", *(law.name for law in laws))
+    rows = []
+    for report in reports:
+        errors = {r.law: f"{r.error:.0e}{'' if r.passed else '!'}" for r in report.results}
+        rows.append((report.id, *(errors.get(law.name, "") for law in laws)))
+    measured = [(report, row) for report, row in zip(reports, rows, strict=True) if any(row[1:])]
+    if measured and (not _terminal() or _console().width >= 8 * len(laws) + 30):
+        _table([row for _, row in measured], head, {"entry": "bold cyan"})
+    elif measured:
+        worst = [(report.id, max(report.results, key=lambda r: r.severity)) for report, _ in measured]
+        cells = [(id, r.law, f"{r.error:.0e}{'' if r.passed else '!'}", f"{r.tolerance:.0e}") for id, r in worst]
+        _table(cells, ("entry", "worst law", "error", "tolerance"), {"entry": "bold cyan"})
+    for report in reports:
+        if report.passed and report.reason:
+            click.echo(f"{report.id}: no closed form: {report.reason}")
+        for r in report.failures:
+            click.echo(
+                f"{report.id}: FAILED {r.law}: error {r.error:.2g}, tolerance {r.tolerance:.0e}. {r.note}".rstrip()
+            )
+
+
+@catalog_.command()
+@click.option("--id", "id_", help="Permanent name: lower-case letters, digits, underscores.")
+@click.option("--expression", help="The activation, a formula in t.")
+@click.option("--kernel", help="Or a bare kernel, a formula in q11, q12, q22.")
+@click.option("--name", help="Display name.")
+@click.option("--notes", help="What it is used for and where it comes from.")
+@click.option("--folder", type=PATH, default=Path("catalog"), show_default=True, help="Where the file goes.")
+@PARAMETERS
+@CATALOG
+@JSON
+@guarded
+def new(
+    id_: str | None,
+    expression: str | None,
+    kernel: str | None,
+    name: str | None,
+    notes: str | None,
+    folder: Path,
+    parameters: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Derive and verify an activation, then write it as a catalog file. -p gives parameters their defaults."""
+    if expression is not None and kernel is not None:
+        raise click.UsageError("give either --expression or --kernel, not both")
+    id_ = _ask(id_, "--id", "id (lower-case letters, digits, underscores)")
+    if kernel is None:
+        expression = _ask(expression, "--expression", "activation, a formula in t")
+    name = name or (click.prompt("display name", default=id_) if _asks() else id_)
+    from dualcalc import catalog
+
+    fields: dict[str, Any] = {"expression": expression, "kernel": kernel, "name": name, "parameters": parameters}
+    fields |= {} if notes is None else {"notes": notes}
+    with tempfile.TemporaryDirectory() as draft:  # read back as it would be from the catalog
+        catalog.new_entry(draft, id_, **fields)
+        entry = catalog.load(draft).entry(id_)
+    with _working("deriving and verifying"):
+        from dualcalc import verify
+
+        report = verify.verify(entry)
+    if report.reason:
+        raise Failure(f"no closed form: {report.reason}\nnothing was written", NO_CLOSED_FORM)
+    if not report.passed:
+        first = report.failures[0]
+        unread = first.law == verify.DERIVED
+        raise Failure(f"{first.note if unread else report}\nnothing was written", BAD_INPUT if unread else FAILED)
+    path = catalog.new_entry(folder, id_, **fields)
+    if as_json:
+        _print_json({"file": str(path), **_report_json(report)})
+    else:
+        click.echo(f"wrote {path}; add its references there. Use it with --catalog {folder}")
+
+
+def _asks() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _ask(value: str | None, option: str, question: str) -> str:
+    """The value, or the answer of whoever sits at the terminal."""
+    if value is not None:
+        return value
+    if not _asks():
+        raise click.UsageError(f"{option} is missing; outside a terminal nothing is asked")
+    return click.prompt(question)
+
+
+# kernel -----------------------------------------------------------------------------------------------------------
+
+TOKEN = re.compile(
+    rf"\s*(?:(?P<number>{NUMBER})(?![\w.])|(?P<name>[A-Za-z]\w{{0,39}})|\{{(?P<formula>[^{{}}]*)\}}|(?P<mark>[(),=\[\]]))",
+    re.ASCII,
+)
+
+
+class LayerText(NamedTuple):
+    """One layer as it was written: `dense` with numbers in their order, or an activation with named parameters."""
+
+    name: str
+    numbers: tuple[float, ...] = ()
+    named: dict[str, Any] = {}
+
+
+class _Network:
+    """Reads `layer layer ...`; layer = name or {formula}, and optionally (number, ..., name=number or [numbers])."""
+
+    def __init__(self, text: str):
+        self.text, self.tokens, self.at = text, [], 0
+        place = 0
+        while place < len(text.rstrip()):
+            match = TOKEN.match(text, place)
+            if not match or match.lastgroup is None:
+                self.fail(
+                    len(text) - len(text[place:].lstrip()), "expected a name, {formula}, number or one of ( ) , ="
+                )
+            group = match.lastgroup
+            self.tokens.append((group, match[group], match.start(group) - (group == "formula"), match.end()))
+            place = match.end()
+        self.tokens.append(("end", "", len(text), len(text)))
+
+    def fail(self, column: int, reason: str) -> NoReturn:
+        start = max(0, column - 60)
+        raise ValueError(f"{self.text[start : start + 120]}\n{' ' * (column - start)}^\n{reason}")
+
+    def take(self, kind: str, value: str | None = None) -> str | None:
+        """The next token's text, if it is of this kind, else None."""
+        found, text, _, _ = self.tokens[self.at]
+        if found != kind or value not in (None, text):
+            return None
+        self.at += 1
+        return text
+
+    def need(self, kind: str, expected: str, value: str | None = None) -> str:
+        text = self.take(kind, value)
+        if text is None:
+            self.fail(self.tokens[self.at][2], f"expected {expected}")
+        return text
+
+    def layers(self) -> list[LayerText]:
+        found = []
+        while not self.take("end"):
+            before = self.tokens[self.at - 1][3] if self.at else -1
+            if before == self.tokens[self.at][2] and self.at:
+                self.fail(before, "expected a blank between layers")
+            found.append(self.layer())
+        if not found:
+            self.fail(0, "expected layers, such as: dense(1.5,0.1) gelu dense")
+        return found
+
+    def layer(self) -> LayerText:
+        start = self.tokens[self.at][2]
+        formula = self.take("formula")
+        name = formula if formula is not None else self.need("name", "a layer: dense, a catalog id, or {formula}")
+        numbers: list[float] = []
+        named: dict[str, Any] = {}
+        glued = self.tokens[self.at][2] == self.tokens[self.at - 1][3]
+        if glued and self.take("mark", "("):
+            while True:
+                key = self.take("name")
+                if key is not None:
+                    self.need("mark", "= and a number", "=")
+                    if key in named or key in RESERVED or key == "spec":
+                        self.fail(self.tokens[self.at - 2][2], f"got {key} twice, or a name that no layer has")
+                    named[key] = self.value()
+                else:
+                    numbers.append(self.number())
+                if self.take("mark", ")"):
+                    break
+                self.need("mark", ", or )", ",")
+        if name == "dense" and formula is None:
+            if len(numbers) > 2 or set(named) - {"W_std", "b_std"} or numbers and named:
+                self.fail(start, "expected dense, dense(W_std), dense(W_std,b_std) or dense(W_std=1.5,b_std=0.1)")
+        elif numbers:
+            self.fail(
+                start, f"the parameters of an activation have names, as in abrelu(A=0.3,B=1.1); got {numbers[0]:g}"
+            )
+        return LayerText(name, tuple(numbers), named)
+
+    def number(self) -> float:
+        column = self.tokens[self.at][2]
+        number = float(self.need("number", "a number"))
+        if not math.isfinite(number):
+            self.fail(column, "expected a finite number")
+        return number
+
+    def value(self) -> Any:
+        if not self.take("mark", "["):
+            return self.number()
+        numbers = [self.number()]
+        while self.take("mark", ","):
+            numbers.append(self.number())
+        self.need("mark", ", or ]", "]")
+        return numbers
+
+
+def read_network(text: str) -> list[LayerText]:
+    """The layers that a text such as `dense(1.5,0.1) gelu {t*Phi(t)} dense` names; ValueError with a caret."""
+    return _Network(text).layers()
+
+
+def _network(layers: list[LayerText]) -> Any:
+    from dualcalc.networks import Activation, Dense, serial
+
+    built: list[Any] = []
+    for layer in layers:
+        if layer.name == "dense":
+            built.append(Dense(*layer.numbers, **layer.named))
+        else:
+            built.append(Activation(layer.name, **layer.named))
+    return serial(*built)
+
+
+def _matrix(path: Path) -> Any:
+    """The matrix in a .npy file: real, two-dimensional; integers become float64."""
+    import numpy as np
+
+    try:
+        data = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise Failure(f"{path}: no array that can be read safely ({error}); write it with numpy.save") from None
+    if not isinstance(data, np.ndarray) or data.ndim != 2 or 0 in data.shape or data.dtype.kind not in "biuf":
+        got = f"shape {data.shape}, type {data.dtype}" if isinstance(data, np.ndarray) else "an archive"
+        raise Failure(f"{path}: got {got}; expected one matrix (rows, features) of real numbers in a .npy file")
+    wide = np.float32 if data.dtype in (np.float16, np.float32) else np.float64
+    return data.astype(wide, copy=False)
+
+
+@main.command()
+@click.argument("network")
+@click.option("--data", type=PATH, required=True, help="Matrix (rows, features) as .npy.")
+@click.option("--data2", type=PATH, help="Second matrix; without it the kernel of --data with itself.")
+@click.option("--get", type=click.Choice(["ntk", "nngp"]), default="ntk", show_default=True, help="Which kernel.")
+@click.option("-o", "--output", type=PATH, required=True, help="File for the kernel, as .npy.")
+@CATALOG
+@FORCE
+@JSON
+@guarded
+def kernel(network: str, data: Path, data2: Path | None, get: str, output: Path, force: bool, as_json: bool) -> None:
+    """The kernel matrix of NETWORK, such as "dense(1.5,0.1) gelu dense", on the rows of a matrix.
+
+    Layers are separated by blanks: dense, dense(W_std), dense(W_std,b_std), a catalog id, a catalog id with parameters
+    as abrelu(A=0.3,B=1.1), or a formula in braces as {t*Phi(t)}.
+    """
+    layers = read_network(network)
+    _writable(output, force)
+    X = _matrix(data)
+    Y = None if data2 is None else _matrix(data2)
+    start = time.perf_counter()
+    with _working("computing the kernel"):
+        import jax
+        import numpy as np
+
+        if any(z is not None and z.dtype == np.float64 for z in (X, Y)):
+            jax.config.update("jax_enable_x64", True)
+        values = np.asarray(_network(layers)(X, Y, get=get))
+    write_file(output, lambda file: np.save(file, values), force)
+    seconds = time.perf_counter() - start
+    if as_json:
+        shape, dtype = list(values.shape), str(values.dtype)
+        _print_json({"file": str(output), "get": get, "shape": shape, "dtype": dtype, "seconds": round(seconds, 3)})
+    else:
+        rows, columns = values.shape
+        click.echo(f"wrote {output}: {get} kernel, {rows} x {columns}, {values.dtype}, {seconds:.1f} s")
