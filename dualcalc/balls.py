@@ -15,8 +15,9 @@ import flint
 import sympy as sp
 from flint import acb, arb, fmpq
 
-from .gaussian import Angle, Delta, ExpNdtr, ExpPhi2, Phi2, Term
+from .gaussian import Angle, ExpNdtr, ExpPhi2, Phi2, Term
 from .parsing import q11, q12, q22
+from .rational import Delta
 
 BITS = 160
 ZERO, ONE, TWO = arb(0), arb(1), arb(2)

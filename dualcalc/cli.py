@@ -16,7 +16,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -36,7 +36,7 @@ class Failure(click.ClickException):
 
     def __init__(self, message: str, code: int = BAD_INPUT):
         super().__init__(message)
-        self.exit_code = code
+        self.exit_code = code  # type: ignore[misc]
 
     def show(self, file: Any = None) -> None:
         start = "Error:\n" if "\n" in self.message else "Error: "
@@ -99,14 +99,14 @@ def _finite(x: float) -> float | str:
     return x if math.isfinite(x) else str(x)
 
 
-def _rows(rows: list[tuple[str, ...]], head: tuple[str, ...]) -> str:
+def _rows(rows: Sequence[tuple[str, ...]], head: tuple[str, ...]) -> str:
     """A table as plain text, columns aligned."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows))
     return "\n".join(lines)
 
 
-def _table(rows: list[tuple[str, ...]], head: tuple[str, ...], styles: Mapping[str, str] | None = None) -> None:
+def _table(rows: Sequence[tuple[str, ...]], head: tuple[str, ...], styles: Mapping[str, str] | None = None) -> None:
     """A table for whoever reads."""
     if not _terminal():
         click.echo(_rows(rows, head))
@@ -311,39 +311,57 @@ def _formula_json(formulas: Formulas) -> dict[str, Any]:
     return {"k": str(formulas.k), "kdot": kdot, "kdot_refused": formulas.reason or None, "latex": latex}
 
 
+def drawing(expr: Any, width: int) -> str:
+    """An expression in two dimensions, a summand per block where a line cannot hold it; else as text."""
+    import sympy as sp
+
+    def draw(e: Any) -> str:
+        return sp.pretty(e, use_unicode=True, wrap_line=False)
+
+    def fits(drawn: str) -> bool:
+        return max(map(len, drawn.splitlines())) <= width  # one that wraps cannot be read
+
+    whole = draw(expr)
+    if fits(whole):
+        return whole
+    blocks = [draw(e) for e in expr.as_ordered_terms()] if expr.is_Add else [whole]
+    return "\n\n+\n\n".join(blocks) if all(map(fits, blocks)) else str(expr)
+
+
 def _show_formulas(formulas: Formulas) -> None:
     if not _terminal():
         click.echo(f"k = {formulas.k}")
         click.echo(f"kdot: {formulas.reason}" if formulas.kdot is None else f"kdot = {formulas.kdot}")
         return
-    import sympy as sp
-
     width = _console().width - 4
     for name, expr in (("k = E[s(u) s(v)]", formulas.k), ("kdot = E[s'(u) s'(v)]", formulas.kdot)):
         if expr is None:
             _panel(name, formulas.reason)
             continue
-        drawn = sp.pretty(expr, use_unicode=True, wrap_line=False)
-        fits = max(map(len, drawn.splitlines())) <= width
-        _panel(name, drawn if fits else str(expr))  # a drawing that wraps cannot be read
+        _panel(name, drawing(expr, width))
 
 
 def _show_derivation(derivation: Any) -> None:
     if not _terminal():
         click.echo(str(derivation))
         return
+    _console().print(derivation_tree(derivation.root))
+
+
+def derivation_tree(root: Any) -> Any:
+    """The steps of a derivation as a tree for a terminal."""
     from rich.text import Text
     from rich.tree import Tree
 
     def label(step: Any) -> Text:
-        return Text.assemble((step.rule, "bold cyan"), ("  ", ""), step.statement)
+        return Text.assemble((step.rule, "bold cyan"), "  ", step.statement)
 
     def grow(tree: Tree, step: Any) -> Tree:
         for child in step.children:
             grow(tree.add(label(child)), child)
         return tree
 
-    _console().print(grow(Tree(label(derivation.root), guide_style="dim"), derivation.root))
+    return grow(Tree(label(root), guide_style="dim"), root)
 
 
 @main.command()
@@ -707,7 +725,7 @@ class _Network:
 
     def layers(self) -> list[LayerText]:
         found = []
-        while not self.take("end"):
+        while self.tokens[self.at][0] != "end":
             before = self.tokens[self.at - 1][3] if self.at else -1
             if before == self.tokens[self.at][2] and self.at:
                 self.fail(before, "expected a blank between layers")

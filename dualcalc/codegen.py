@@ -26,8 +26,9 @@ import sympy as sp
 from . import balls, runtime
 from .atoms import NoClosedForm
 from .dual import Dual, derive, exact
-from .gaussian import Angle, Delta, ExpNdtr, ExpPhi2, Term
+from .gaussian import Angle, ExpNdtr, ExpPhi2, Term
 from .parsing import q11, q12, q22, t
+from .rational import Delta
 
 TARGETS = ("jax", "numpy", "numba", "torch", "latex")
 VANISHING = (q11, q22, Delta)  # may be zero at admissible inputs: never divided by without a guard

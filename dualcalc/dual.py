@@ -15,8 +15,9 @@ import sympy as sp
 
 from . import catalog, parsing
 from .atoms import Block, NoClosedForm, blocks, differentiate, read
-from .gaussian import SUBTRACTED, Angle, Delta, ExpNdtr, ExpPhi2, Phi2, Step, Term, expectation
+from .gaussian import Angle, ExpNdtr, ExpPhi2, Phi2, Step, Term, expectation
 from .parsing import q11, q12, q22, t
+from .rational import SUBTRACTED, Delta
 
 # Greek and Latin names that SymPy's assumptions system understands, for parameters of SymPy expressions and of text.
 SIGNS = ("positive", "negative", "nonnegative", "nonpositive", "nonzero", "integer")

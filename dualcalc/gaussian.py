@@ -26,10 +26,8 @@ from sympy.polys.rings import ring
 
 from .atoms import ONE, Block, differentiate, gate_derivative
 from .parsing import q11, q12, q22
+from .rational import HALF, Delta, divided, split_radical, tidy
 
-Delta = sp.Symbol("Delta", positive=True)  # q11 q22 - q12^2
-SUBTRACTED = q11 * q22 - q12**2
-HALF = sp.Rational(1, 2)
 
 
 # ---- heads: the transcendental functions of a kernel ----------------------------------------------------------------
@@ -114,83 +112,7 @@ class Step:
     children: tuple[Step, ...] = ()
 
 
-# ---- simplification -------------------------------------------------------------------------------------------------
-
-
-def _delta_form(factor: sp.Expr) -> sp.Expr:
-    """A polynomial factor with q12^2 = q11 q22 - Delta used where that leaves fewer minus signs, or fewer terms."""
-    if not factor.has(q12):
-        return factor
-    p = sp.Poly(factor, q12)
-    even_odd = [sp.Integer(0), sp.Integer(0)]
-    for (n,), c in p.terms():
-        even_odd[n % 2] += c * (q11 * q22 - Delta) ** (n // 2)
-    reduced = sp.expand(even_odd[0] + q12 * even_odd[1])
-    original = sp.expand(factor)
-    return reduced if _ugliness(reduced) < _ugliness(original) else original
-
-
-def _ugliness(e: sp.Expr) -> tuple[int, int]:
-    terms = sp.Add.make_args(e)
-    return sum(1 for x in terms if x.could_extract_minus_sign()), len(terms)
-
-
-@lru_cache(maxsize=4096)
-def tidy(expr: sp.Expr) -> sp.Expr:
-    """A rational function of the q's in lowest terms, factored, with Delta for q11 q22 - q12^2 wherever it occurs."""
-    if not expr.has(q11, q12, q22, Delta):
-        return expr
-    frozen: dict[sp.Expr, sp.Symbol] = {}
-    expanded = _freeze(expr, frozen).xreplace({Delta: SUBTRACTED})
-    numerator, denominator = sp.cancel(expanded).as_numer_denom()
-    out = _factored(numerator) / _factored(denominator)
-    return out.xreplace({dummy: constant for constant, dummy in frozen.items()}) if frozen else out
-
-
-def _freeze(e: sp.Expr, table: dict[sp.Expr, sp.Symbol]) -> sp.Expr:
-    """Irrational constants as generators of their own: polynomial algebra is over the rationals."""
-    if e.is_Rational or e.is_Symbol or e is sp.I:
-        return e
-    if e.is_Add or e.is_Mul or (e.is_Pow and e.args[1].is_Integer):
-        return e.func(*(_freeze(a, table) for a in e.args))
-    if e.is_Pow and e.args[1].is_Rational:
-        root, power = e.args[0] ** sp.Rational(1, e.args[1].q), e.args[1].p
-    else:
-        root, power = e, 1
-    if root not in table:
-        table[root] = sp.Dummy("c", positive=True)
-    return table[root] ** power
-
-
-def _factored(poly: sp.Expr) -> sp.Expr:
-    if not poly.has(q11, q12, q22):
-        return poly
-    constant, factors = sp.factor_list(poly)
-    out = [constant]
-    for f, n in factors:
-        if f == SUBTRACTED or f == sp.expand(-SUBTRACTED):
-            out.append((Delta if f == SUBTRACTED else -Delta) ** n)
-        else:
-            out.append(_delta_form(f) ** n)
-    return sp.Mul(*out)
-
-
-@lru_cache(maxsize=4096)
-def split_radical(rad: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-    """rad^(-1/2) = outside * inside^(-1/2) with a squarefree polynomial inside."""
-    rad = sp.cancel(rad.xreplace({Delta: SUBTRACTED}))
-    numerator, denominator = rad.as_numer_denom()
-    outside, inside = sp.Integer(1), sp.Integer(1)
-    for part, sign in ((numerator, 1), (denominator, -1)):
-        constant, factors = sp.factor_list(part)
-        outside *= constant ** (-sign * HALF)
-        for f, n in factors:
-            f, n = (Delta if f == SUBTRACTED else _delta_form(f)), sign * n
-            if f.could_extract_minus_sign() and n % 2:
-                f, outside = -f, outside * sp.I  # never for a positive definite form; kept exact if it were
-            outside *= f ** (-(n // 2))  # n odd: f^(-n/2) = f^(-(n-1)/2) f^(-1/2)
-            inside *= f if n % 2 else 1
-    return outside, inside
+# ---- collecting terms ------------------------------------------------------------------------------------------------
 
 
 def collect(terms: list[Term]) -> list[Term]:
@@ -201,7 +123,7 @@ def collect(terms: list[Term]) -> list[Term]:
             outside, inside = split_radical(term.rad)
             groups.setdefault((inside, term.head), []).append(term.coef * outside)
     _complement(groups)
-    merged = (Term(_by_radical(_sum_tidy(coefs), rad), rad, head) for (rad, head), coefs in groups.items())
+    merged = (Term(divided(_sum_tidy(coefs), rad), rad, head) for (rad, head), coefs in groups.items())
     return _merge_kept(terms) + [m for m in merged if m.coef != 0]
 
 
@@ -231,20 +153,6 @@ def _complement(groups: dict[tuple, list[sp.Expr]]) -> None:
                 coefs = groups.pop((rad, other))
                 groups[rad, head] += [-c for c in coefs]
                 groups.setdefault((rad, marginal), []).extend(coefs)
-
-
-def _by_radical(coef: sp.Expr, rad: sp.Expr) -> sp.Expr:
-    """The numerator divided by the radical where quotient and remainder read better: (a rad + b)/.. for GELU."""
-    if rad == 1 or rad == Delta or not rad.has(q12, Delta) or sp.count_ops(coef) > 60:
-        return coef
-    numerator, denominator = coef.as_numer_denom()
-    symbols = [s for s in (q11, q22, q12) if rad.has(s) or s is q12]
-    expanded = [sp.expand(x.xreplace({Delta: SUBTRACTED})) for x in (numerator, rad)]
-    (quotient,), rest = sp.reduced(expanded[0], [expanded[1]], *symbols)
-    if quotient == 0:
-        return coef
-    candidate = _factored(quotient) * rad + _factored(rest)
-    return candidate / denominator if _ugliness(candidate) < _ugliness(sp.expand(numerator)) else coef
 
 
 MANY = 6  # monomials in the tilted covariances beyond which lowest terms cost more than they give

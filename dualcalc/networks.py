@@ -169,9 +169,10 @@ class Activation:
 def _projected(q12: Array, q11: Array, q22: Array) -> Array:
     """q12 within Cauchy-Schwarz, with the derivative of q12.
 
-    For (nearly) parallel rows x.y overshoots |x| |y| by the rounding of d additions, more than the few eps that
-    `runtime.gram_det` forgives (beyond them it says NaN)."""
-    most = jnp.sqrt(q11) * jnp.sqrt(q22)
+    For parallel rows x.y can overshoot |x| |y| by the rounding of d additions, more than the 8 eps q11 q22 in the
+    determinant that `runtime.gram_det` forgives (beyond them it says NaN). Two eps are left over the edge: there the
+    determinant is exactly 0, where rounding of the square roots would put a pair just inside (NTK of relu: 1e-8)."""
+    most = jnp.sqrt(q11) * jnp.sqrt(q22) * (1 + 2 * float(jnp.finfo(q12.dtype).eps))
     return q12 + jax.lax.stop_gradient(jnp.clip(q12, -most, most) - q12)
 
 
@@ -218,12 +219,12 @@ class Network:
         states, bad = _diagonal(self, X, ntk)
         if known_true(bad.any()):
             place, row = divmod(int(jnp.argmax(bad)), len(X))
-            layer, q = self.layers[max(place, 1) - 1], jax.lax.stop_gradient(states[max(place, 1) - 1].q)
+            number = max(place, 1)  # place 0 is the input itself
+            layer, q = self.layers[number - 1], jax.lax.stop_gradient(states[number - 1].q)
             raise ValueError(
-                f"row {row} of {name} has variance q = {float(q[row]):.6g} at layer {max(place, 1)}, {layer!r}, whose "
-                f"output is not finite there (its domain: {layer.domain}; {q.dtype} ends at "
-                f"{float(jnp.finfo(q.dtype).max):.1e}). Scale the rows of {name} down, or take a smaller W_std or b_std "
-                "in the layers before"
+                f"row {row} of {name} has variance q = {float(q[row]):.6g} at layer {number}, {layer!r}, whose output "
+                f"is not finite there (its domain: {layer.domain}; {q.dtype} ends at {jnp.finfo(q.dtype).max:.1e}). "
+                f"Scale the rows of {name} down, or take a smaller W_std or b_std in the layers before"
             )
         return states
 

@@ -34,7 +34,7 @@ MAX_DEGREE = 64  # of a polynomial, and of any power
 MAX_DIGITS, MAX_EXPONENT = 40, 99  # of one number; as in the catalog, which writes coefficients as p/q
 MAX_BITS = 1024  # of any exact number that arises
 MAX_ROOT_BITS = 512  # of a number whose root is taken: SymPy looks for its factors
-SMALL = 60  # SymPy may simplify Max, Min and comparisons up to this size: it compares all pairs
+SMALL = 60  # of a constant; and SymPy may simplify Max, Min, comparisons up to this size: it compares all pairs
 STURM_DEGREE, STURM_BITS = 16, 128  # of a polynomial whose real roots are counted (0.1 s)
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
@@ -123,10 +123,13 @@ FUNCTIONS: dict[str, Callable[..., sp.Expr]] = {
     "Piecewise": lambda *pairs: sp.Piecewise(*pairs, evaluate=False),
 }
 ARITY = {"Max": (1, MAX_NODES), "Min": (1, MAX_NODES), "Piecewise": (1, MAX_NODES), "hermite": (2, 2)}  # others: one
+# SymPy expands the argument of these into its real and imaginary part, unless it sees that the argument is real
+REAL_ONLY = {"sinh", "cosh", "tanh", "Heaviside", "step", "sign", "Abs", "abs"}
 EXPONENTIAL = {"exp", "phi", "sigmoid", "softplus"}
 CONSTANTS = {"pi": sp.pi, "e": sp.E}
 BINARY: dict[type, Callable] = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 COMPARISONS = {ast.Lt: sp.StrictLessThan, ast.LtE: sp.LessThan, ast.Gt: sp.StrictGreaterThan, ast.GtE: sp.GreaterThan}
+SYMPY_FAILS = (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError)  # its bugs included
 NOT_FINITE = (sp.zoo, sp.nan, sp.oo, -sp.oo, sp.I)
 NO_NUMBER = {"zoo", "nan", "oo", "inf", "I"}  # names that elsewhere mean no finite real number
 
@@ -145,6 +148,7 @@ KAPPA = Grammar({"t": t, "x": t}, FUNCTIONS | {"asin": sp.asin, "acos": sp.acos}
 KERNEL = Grammar({"q11": q11, "q12": q12, "q22": q22}, FUNCTIONS | {"asin": sp.asin, "acos": sp.acos}, whole_line=False)
 VARIABLES = {*ACTIVATION.variables, *KERNEL.variables}
 
+QUOTED: dict[type, str] = {str: "a quoted text", bytes: "bytes"}
 SAID: dict[type, str] = {  # what the syntax is called in an error
     ast.Attribute: "an attribute ('.')",
     ast.Subscript: "a subscript ('[')",
@@ -165,11 +169,13 @@ SAID: dict[type, str] = {  # what the syntax is called in an error
 
 def _rational_polynomial(e: sp.Expr) -> sp.Poly | None:
     """e as a polynomial in t whose real roots can be counted at once."""
-    if e.free_symbols != {t} or not e.is_polynomial(t):
+    atoms, powers = e.atoms(), e.atoms(sp.Pow)
+    if t not in atoms or not all(a.is_Rational or a == t for a in atoms) or not all(f.exp.is_Integer for f in powers):
+        return None
+    if not e.is_polynomial(t) or _Scale()[e].degree > STURM_DEGREE:
         return None
     p = sp.Poly(e, t)
-    small = p.degree() <= STURM_DEGREE and all(c.is_Rational and _bits(c) <= STURM_BITS for c in p.all_coeffs())
-    return p if small else None
+    return p if all(_bits(c) <= STURM_BITS for c in p.all_coeffs()) else None
 
 
 def _outweighs(e: sp.Expr) -> bool:
@@ -214,7 +220,7 @@ class Measure(NamedTuple):
 
     size     nodes
     bits     of its longest rational number
-    top      its largest rational number, rounded up
+    top      its largest rational number, rounded up; for p/q at least p/16 and q/16, so that exponents stay short
     degree   the largest power that it stands for, as a polynomial or by its exponents
     finite   whether it is free of infinities and of the imaginary unit
     """
@@ -235,7 +241,8 @@ class _Scale(dict[sp.Basic, Measure]):
 
     def __missing__(self, e: sp.Basic) -> Measure:
         if isinstance(e, sp.Rational):
-            measure = Measure(1, _bits(e), abs(int(e.p)) // int(e.q) + 1 if e.q != 1 else abs(int(e.p)), 0, True)
+            p, q = abs(int(e.p)), int(e.q)
+            measure = Measure(1, _bits(e), p if q == 1 else max(p // q + 1, max(p, q) // 16), 0, True)
         elif not e.args:
             measure = Measure(1, 0, 0, int(isinstance(e, sp.Symbol)), e not in NOT_FINITE)
         else:
@@ -258,7 +265,9 @@ class _Scale(dict[sp.Basic, Measure]):
         """
         if base == sp.E:
             return self[exponent].top if exponent.has(sp.log) else 0
-        per_unit = 1 if not exponent.is_Rational else 0 if base.is_Rational else max(1, self[base].degree)
+        if exponent.is_Integer and base.is_Rational:
+            return 0
+        per_unit = max(1, self[base].degree) if exponent.is_Rational else 1
         return self[exponent].top * per_unit
 
 
@@ -282,8 +291,10 @@ class _Reader:
                 self.fail(root, f"the unknown name '{root.id}'", f"a formula or a catalog id{hint}")
         try:
             return self.walk(root)
-        except RecursionError:
-            self.fail(root, "a formula that is too deep", "a flatter one")
+        except ParseError:
+            raise
+        except (RecursionError, *SYMPY_FAILS) as error:
+            self.fail(root, f"something that SymPy refuses ({type(error).__name__})", "a simpler, flatter formula")
 
     def fail(self, where: ast.AST | int, got: str, expected: str) -> NoReturn:
         column = where if isinstance(where, int) else getattr(where, "col_offset", 1) - 1
@@ -338,11 +349,12 @@ class _Reader:
         try:
             e = build(*args)
             m = self.scale[e]
-            small = m.finite and m.size <= MAX_SIZE and m.bits <= MAX_BITS and m.degree <= MAX_DEGREE
+            size = SMALL if e.is_number else MAX_SIZE
+            small = m.finite and m.size <= size and m.bits <= MAX_BITS and m.degree <= MAX_DEGREE
             value = e.evalf(15, strict=True) if small and e.is_number and not e.is_Rational else None
         except sp.core.evalf.PrecisionExhausted:
             self.fail(where, "a number that cannot be told from 0", "one that can: simplify it")
-        except (TypeError, ValueError, ArithmeticError, NotImplementedError) as error:
+        except SYMPY_FAILS as error:
             self.fail(where, f"something that SymPy refuses ({type(error).__name__})", "a simpler formula")
         if not m.finite or value is not None and not value.is_Float:
             self.fail(where, f"'{self.source(where)}', which is not finite or not real", "a finite real number")
@@ -354,7 +366,7 @@ class _Reader:
 
     def too_large(self, where: ast.AST, degree: int, bits: int) -> NoReturn:
         if degree > MAX_DEGREE:
-            self.fail(where, f"degree {degree}", f"powers and polynomials of degree at most {MAX_DEGREE}")
+            self.fail(where, "too high a power", f"degrees up to {MAX_DEGREE}, and p, q up to 1000 in the power p/q")
         what = f"a number of {bits} bits" if bits > MAX_ROOT_BITS else "an expression that is too large"
         self.fail(where, what, f"exact numbers up to {MAX_BITS} bits ({MAX_ROOT_BITS} in roots) and a shorter formula")
 
@@ -374,8 +386,8 @@ class _Reader:
 
     def number(self, node: ast.Constant) -> sp.Expr:
         if type(node.value) not in (int, float):
-            said = {str: "a quoted text", bytes: "bytes"}.get(type(node.value))
-            self.fail(node, said or repr(node.value), "a real number, a name or a function call")
+            said = QUOTED.get(type(node.value), str(node.value))
+            self.fail(node, said, "a real number, a name or a function call")
         literal = self.source(node)
         match = NUMBER.fullmatch(literal)
         if not match or len(match[1]) > MAX_DIGITS + 1 or len(match[3] or "") > 4 or int(match[3] or 0) > MAX_EXPONENT:
@@ -476,6 +488,8 @@ class _Reader:
             self.too_large(node, degree, 0)
         if name == "hermite":
             self.check_hermite(node.args[0], *args)
+        if name in REAL_ONLY and not args[0].is_extended_real:
+            self.fail(node.args[0], f"cannot show that {self.source(node.args[0])} is real", f"so for {name}")
         if name == "tan":
             self.need_nonzero(node.args[0], self.made(node, sp.cos, args[0]), "cos({})")
         if name == "log" and self.grammar.whole_line and not is_positive(args[0]):

@@ -48,6 +48,7 @@ GRAMMAR = [
     ("erf(t) - erfc(t)", sp.erf(t) - sp.erfc(t)),
     ("Phi(t)", (1 + sp.erf(t / sp.sqrt(2))) / 2),
     ("phi(t)", sp.exp(-(t**2) / 2) / sp.sqrt(2 * sp.pi)),
+    ("tanh(t/A)*sign(t/A) + Abs(t/(1 - A))", sp.tanh(t / A) * sp.sign(t / A) + sp.Abs(t / (1 - A))),
     ("sigmoid(t)", 1 / (1 + sp.exp(-t))),
     ("softplus(t)", sp.log(1 + sp.exp(t))),
     ("hermite(0, t)", sp.Integer(1)),
@@ -97,7 +98,8 @@ def test_kernels():
     for parse, text in ((parse_kernel, "t*q12"), (parse_kappa, "q12"), (parse_activation, "q11*t")):
         with pytest.raises(ParseError, match="the variable"):
             parse(text)
-    for text in ("q12/(q12 - q12)", "log(0)", "asin(2)", "1/0", "q12/tan(0)"):
+    assert parse_kernel("Abs(q12/sqrt(q11*q22))") == sp.Abs(q12 / root)
+    for text in ("tanh(sqrt(q12))", "q12/(q12 - q12)", "log(0)", "asin(2)", "1/0", "q12/tan(0)"):
         with pytest.raises(ParseError):
             parse_kernel(text)
 
@@ -245,6 +247,10 @@ HOSTILE = [
     "exp(t*cos(10**9*log(2)))",
     "2**(10**8 + t)*2**(-t)",
     "2**(10**8*log(3)/log(2))",
+    "12**(1 - 1e-99)",
+    "12**(t + 1e-99)*12**(-t)",
+    "12**(1/997)*12**(1/991)*12**(1/983)*12**(1/977)",
+    "t**(1e-99)",
     "exp(exp(exp(10)))",
     "Max(t, exp(exp(exp(10))), exp(exp(exp(11))))",
     "sinh(exp(exp(20)))",
@@ -296,6 +302,8 @@ HEAVY = [
     "1/(1 + t**2" * 30 + ")" * 30,
     "hermite(64, t)*Abs(hermite(64, t)) - Max(hermite(30, t), hermite(31, t))",
     " + ".join(f"sin({k})" for k in range(1, 130)),
+    "Max(t*tan(erf(erf(9))))*t",
+    "1/(1 + " + " + ".join(f"{k + 2}**(1/2)" for k in range(20)) + " + t**2)**32",
     "Piecewise(" + ", ".join(f"(t, sin({k}*t)**5 + t**3 < exp(t) + {k})" for k in range(15)) + ", (1, True))",
     " + ".join(f"sqrt({10**39 + k})" for k in range(30)),
     "1/(1 + " + " + ".join(f"{k + 2}*t**{2 * k}" for k in range(32)) + ")",

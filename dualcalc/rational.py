@@ -1,0 +1,164 @@
+"""Rational functions of the covariances in lowest terms, through FLINT's multivariate polynomials.
+
+Why: every coefficient of a kernel is one, and SymPy's own `cancel` takes seconds where FLINT takes a millisecond.
+`gaussian.py` is the caller. Delta stands for q11 q22 - q12^2 wherever that occurs as a factor, or makes a factor shorter.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, reduce
+
+import flint
+import sympy as sp
+
+from .parsing import q11, q12, q22
+
+Delta = sp.Symbol("Delta", positive=True)  # q11 q22 - q12^2
+SUBTRACTED = q11 * q22 - q12**2
+HALF = sp.Rational(1, 2)
+
+
+def _freeze(e: sp.Expr, table: dict[sp.Expr, sp.Symbol]) -> sp.Expr:
+    """Irrational constants, and functions of parameters, as generators of their own."""
+    if e.is_Rational or e.is_Symbol:
+        return e
+    if e.is_Add or e.is_Mul or (e.is_Pow and e.args[1].is_Integer):
+        return e.func(*(_freeze(a, table) for a in e.args))
+    if e.is_Pow and e.args[1].is_Rational:
+        root, power = e.args[0] ** sp.Rational(1, e.args[1].q), e.args[1].p
+    else:
+        root, power = e, 1
+    if root not in table:
+        table[root] = sp.Symbol(f"c{len(table)}!", positive=True)  # no user's name has a "!"
+    return table[root] ** power
+
+
+def _fraction(e: sp.Expr, gens):
+    """(numerator, denominator) of a frozen expression as FLINT polynomials, in lowest terms."""
+    one = gens[None]
+    if e.is_Rational:
+        return one * flint.fmpq(int(e.p), int(e.q)), one
+    if e.is_Symbol:
+        return gens[e], one
+    if e.is_Pow:
+        n, d = _fraction(e.args[0], gens)
+        k = int(e.args[1])
+        return (n**k, d**k) if k >= 0 else (d**-k, n**-k)
+    parts = [_fraction(a, gens) for a in e.args]
+    if e.is_Mul:
+        n = reduce(lambda x, y: x * y, (p[0] for p in parts))
+        d = reduce(lambda x, y: x * y, (p[1] for p in parts))
+        return _lowest(n, d)
+    same: dict[str, list] = {}  # equal denominators meet first
+    for n, d in parts:
+        row = same.setdefault(str(d), [n * 0, d])
+        row[0] = row[0] + n
+    total, below = same.pop(next(iter(same)))
+    for n, d in same.values():
+        shared = below.gcd(d)
+        total, below = total * (d // shared) + n * (below // shared), below * (d // shared)
+    return _lowest(total, below)
+
+
+def _lowest(n, d):
+    g = n.gcd(d)
+    return n // g, d // g
+
+
+def _polynomials(expr: sp.Expr):
+    """(numerator, denominator, ring symbols, frozen constants) of an expression, Delta expanded."""
+    frozen: dict[sp.Expr, sp.Symbol] = {}
+    e = _freeze(expr, frozen).xreplace({Delta: SUBTRACTED})
+    imaginary = frozen.get(sp.I)
+    symbols = sorted(e.free_symbols | {q12}, key=lambda s: (s != imaginary, s.name))
+    context = flint.fmpq_mpoly_ctx.get([s.name for s in symbols], flint.Ordering.lex)
+    gens = dict(zip(symbols, context.gens(), strict=True)) | {None: context.constant(1)}
+    n, d = _fraction(e, gens)
+    if imaginary is not None:
+        n = divmod(n, gens[imaginary] ** 2 + 1)[1]
+        n, d = _lowest(n, d)
+    return n, d, symbols, {v: k for k, v in frozen.items()}
+
+
+def _expression(p, symbols) -> sp.Expr:
+    return sp.Add(
+        *(
+            sp.Mul(sp.Rational(int(c.p), int(c.q)), *(s**n for s, n in zip(symbols, exponents, strict=True)))
+            for exponents, c in p.to_dict().items()
+        )
+    )
+
+
+def _factors(p, symbols) -> tuple[sp.Expr, list[tuple[sp.Expr, int]]]:
+    """The constant and the irreducible factors, Delta recognised."""
+    constant, factors = p.factor()
+    number, out = sp.Rational(int(constant.p), int(constant.q)), []
+    for f, n in factors:
+        e = _expression(f, symbols)
+        if e == SUBTRACTED or e == -SUBTRACTED:
+            number *= (1 if e == SUBTRACTED else -1) ** n
+            out.append((Delta, int(n)))
+        else:
+            out.append((_delta_form(e), int(n)))
+    return number, out
+
+
+def _delta_form(factor: sp.Expr) -> sp.Expr:
+    """A polynomial factor with q12^2 = q11 q22 - Delta used where that leaves fewer minus signs, or fewer terms."""
+    if not factor.has(q12) or len(factor.args) > 30:
+        return factor
+    p = sp.Poly(factor, q12)
+    even_odd = [sp.Integer(0), sp.Integer(0)]
+    for (n,), c in p.terms():
+        even_odd[n % 2] += c * (q11 * q22 - Delta) ** (n // 2)
+    reduced = sp.expand(even_odd[0] + q12 * even_odd[1])
+    return reduced if ugliness(reduced) < ugliness(factor) else factor
+
+
+def ugliness(e: sp.Expr) -> tuple[int, int]:
+    """What a formula is compared by: minus signs, then terms."""
+    terms = sp.Add.make_args(e)
+    return sum(1 for x in terms if x.could_extract_minus_sign()), len(terms)
+
+
+@lru_cache(maxsize=8192)
+def tidy(expr: sp.Expr) -> sp.Expr:
+    """A rational function of the q's in lowest terms, factored, with Delta for q11 q22 - q12^2 wherever it occurs."""
+    if not expr.has(q11, q12, q22, Delta):
+        return expr
+    n, d, symbols, frozen = _polynomials(expr)
+    if n == 0:
+        return sp.Integer(0)
+    (a, over), (b, under) = _factors(n, symbols), _factors(d, symbols)
+    out = sp.Mul(a / b, *(f**k for f, k in over), *(f**-k for f, k in under))
+    return out.xreplace(frozen) if frozen else out
+
+
+@lru_cache(maxsize=4096)
+def split_radical(rad: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
+    """rad^(-1/2) = outside * inside^(-1/2) with a squarefree polynomial inside."""
+    n, d, symbols, frozen = _polynomials(rad)
+    outside, inside = sp.Integer(1), sp.Integer(1)
+    for part, sign in ((n, 1), (d, -1)):
+        constant, factors = _factors(part, symbols)
+        outside *= constant ** (-sign * HALF)
+        for f, k in factors:
+            k *= sign
+            outside *= f ** (-(k // 2))  # k odd: f^(-k/2) = f^(-(k-1)/2) f^(-1/2)
+            inside *= f if k % 2 else 1
+    return outside.xreplace(frozen), inside.xreplace(frozen)
+
+
+def divided(expr: sp.Expr, rad: sp.Expr) -> sp.Expr:
+    """The numerator as quotient * rad + rest where that reads better: (a rad + b)/.. in the kernel of GELU."""
+    if rad in (1, Delta) or not rad.has(q12, Delta):
+        return expr
+    numerator, denominator = expr.as_numer_denom()
+    both = [sp.expand(x.xreplace({Delta: SUBTRACTED})) for x in (numerator, rad)]
+    if len(sp.Add.make_args(both[0])) > 30 or not all(x.is_polynomial(q11, q12, q22) for x in both):
+        return expr
+    (quotient,), rest = sp.reduced(both[0], [both[1]], q11, q22, q12)
+    if quotient == 0:
+        return expr
+    candidate = tidy(quotient) * rad + tidy(rest)
+    return candidate / denominator if ugliness(candidate) < ugliness(sp.expand(numerator)) else expr
