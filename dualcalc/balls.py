@@ -41,7 +41,7 @@ def exact(x) -> arb:
 
 def environment(v12, v11, v22, parameters: Mapping[sp.Symbol, object] | None = None) -> dict:
     """q11, q12, q22, Delta and parameters as balls, q12 projected where rounding took it beyond sqrt(q11 q22)."""
-    f12, f11, f22 = (Fraction(v) for v in (v12, v11, v22))
+    f12, f11, f22 = (Fraction(float(v)) for v in (v12, v11, v22))
     gap = f11 * f22 - f12 * f12
     env = {q11: exact(f11), q22: exact(f22), q12: exact(f12), Delta: exact(max(gap, Fraction(0)))}
     if gap < 0:
@@ -71,8 +71,16 @@ def product(factors, env) -> arb:
             return ZERO
     out = ONE
     for base, power in together.items():
-        out *= ball(base**power, env)
+        out *= _power(ball(base, env), power, env)
     return out
+
+
+def _power(x: arb, n: sp.Expr, env) -> arb:
+    if n.is_Integer:
+        return x ** int(n)
+    if n.is_Rational and n.q == 2:
+        return x.sqrt() ** int(n.p)
+    return x ** ball(n, env)
 
 
 def ball(e: sp.Expr, env: Mapping, argument: bool = False) -> arb:
@@ -95,14 +103,7 @@ def ball(e: sp.Expr, env: Mapping, argument: bool = False) -> arb:
         base, n = e.args
         if argument and n.is_negative and _is_zero(ball(base, env)):
             return INF
-        x = ball(base, env, argument)
-        if n.is_Integer:
-            return x ** int(n)
-        if n == sp.Rational(1, 2):
-            return x.sqrt()
-        if n.is_Rational and n.q == 2:
-            return x.sqrt() ** int(n.p)
-        return x ** ball(n, env)
+        return _power(ball(base, env, argument), n, env)
     if isinstance(e, sp.exp):
         return _exp(ball(e.args[0], env, True))
     if isinstance(e, Angle):

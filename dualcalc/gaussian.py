@@ -155,7 +155,7 @@ def _complement(groups: dict[tuple, list[sp.Expr]]) -> None:
                 groups.setdefault((rad, marginal), []).extend(coefs)
 
 
-MANY = 6  # monomials in the tilted covariances beyond which lowest terms cost more than they give
+MANY = 40  # monomials in the tilted covariances beyond which lowest terms cost more than they give
 
 
 def _sum_tidy(coefs: list[sp.Expr]) -> sp.Expr:

@@ -151,7 +151,7 @@ def split_radical(rad: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
 
 def divided(expr: sp.Expr, rad: sp.Expr) -> sp.Expr:
     """The numerator as quotient * rad + rest where that reads better: (a rad + b)/.. in the kernel of GELU."""
-    if rad in (1, Delta) or not rad.has(q12, Delta):
+    if rad in (1, Delta) or not rad.has(q12, Delta) or sp.count_ops(expr) > 60:
         return expr
     numerator, denominator = expr.as_numer_denom()
     both = [sp.expand(x.xreplace({Delta: SUBTRACTED})) for x in (numerator, rad)]

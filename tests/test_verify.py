@@ -91,7 +91,7 @@ def test_wrong_code_fails(gelu, wrong, member):
     assert {"recorded", "fresh", "quadrature"} <= laws
 
 
-@pytest.mark.parametrize("old, new", [(" + ", " - "), ("angle(", "-angle("), ("0.25", "0.5"), ("root(", "(")])
+@pytest.mark.parametrize("old, new", [(" + ", " - "), ("angle(", "-angle("), ("root(", "("), ("q12*", "")])
 def test_wrong_source_fails(gelu, old, new):
     """Every single such change in the body of a member of the generated code is noticed."""
     source = codegen.emit(gelu.dual, "numpy")
@@ -101,7 +101,7 @@ def test_wrong_source_fails(gelu, old, new):
     for at in places:
         module = codegen.load(source[:at] + new + source[at + len(old) :], "numpy")
         assert failed(dataclasses.replace(gelu, k=module.k, kdot=module.kdot)), source[at - 40 : at + 40]
-    assert places or old == "0.25"
+    assert places
 
 
 @pytest.mark.parametrize("activation", [-t * sp.erf(t) / 2, sp.sqrt(2) * t, sp.Max(t, 0), t * (1 + sp.erf(t / 2)) / 2])

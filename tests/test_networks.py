@@ -1,0 +1,248 @@
+"""Networks against neural-tangents' recorded kernels, and the promises of `Network.__call__`."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dualcalc import NoClosedForm, derive, from_kernel
+from dualcalc.networks import Activation, Dense, serial
+
+DATA = json.loads((Path(__file__).parent / "data" / "networks.json").read_text())
+X, Y = (np.array(DATA["inputs"][name]) for name in "XY")
+NORMALIZED_GAUSSIAN = from_kernel("sqrt(q11*q22)*exp(q12/sqrt(q11*q22) - 1)")
+
+
+def deep(depth, activation, W_std=1.0, b_std=0.0):
+    return serial(*[Dense(W_std, b_std), Activation(activation)] * depth, Dense(W_std, b_std))
+
+
+NETWORKS = {
+    "fc3_relu_bias": lambda: deep(3, "relu", 1.5, 0.1),
+    "fc2_gelu": lambda: deep(2, "gelu"),
+    "fc2_erf_bias": lambda: deep(2, "erf", 1.2, 0.3),
+    "fc2_sin": lambda: deep(2, "sin(t)"),
+    "fc3_normalized_gaussian": lambda: deep(3, NORMALIZED_GAUSSIAN),
+}
+RELU = NETWORKS["fc3_relu_bias"]()
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-10), (np.float32, 2e-5)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_reference(name, dtype, tolerance):
+    net, x, y = NETWORKS[name](), X.astype(dtype), Y.astype(dtype)
+    for pair, kernels in (("xy", net(x, y, get=("nngp", "ntk"))), ("xx", net(x, get=("nngp", "ntk")))):
+        for kind, value in kernels._asdict().items():
+            expected = np.array(DATA["networks"][name][f"{kind}_{pair}"])
+            assert value.dtype == dtype
+            assert np.abs(value - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def test_a_wrong_network_fails_the_reference():
+    expected = np.array(DATA["networks"]["fc3_relu_bias"]["ntk_xy"])
+    assert np.abs(deep(3, "relu", 1.5, 0.1001)(X, Y) - expected).max() > 1e-6 * expected.max()
+
+
+# Rows 5 and 6 repeat and reverse row 0, rows 7 and 8 are zero.
+ROWS = np.concatenate([X, X[:1], -X[:1], np.zeros((2, X.shape[1]))])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_symmetric_case_is_exact(activation, dtype):
+    net, rows = deep(2, activation, 1.3, 0.2), ROWS.astype(dtype)
+    dense, active = Dense(1.3, 0.2), Activation(activation).fns
+    q = jnp.einsum("nd,nd->n", rows, rows, precision="highest") / rows.shape[1]
+    theta = jnp.zeros_like(q)
+    for layer in range(3):
+        w, b = (jnp.square(jnp.asarray(std, q.dtype)) for std in (dense.W_std, dense.b_std))
+        q, theta = w * q + b, (w * q + b) + w * theta
+        if layer < 2:
+            q, theta = active.k(q, q, q), theta * active.kdot(q, q, q)
+    for kernel, diagonal in zip(net(rows, get=("nngp", "ntk")), (q, theta), strict=True):
+        assert np.isfinite(kernel).all()
+        assert (kernel == kernel.T).all()
+        # to the bit but for what XLA contracts to fused multiply-adds
+        assert np.allclose(kernel.diagonal(), diagonal, rtol=4 * jnp.finfo(dtype).eps, atol=0)
+
+
+def test_the_diagonal_is_the_diagonal_pass_to_the_bit():
+    for rows in (ROWS, ROWS.astype(np.float32)):
+        last = RELU._variances(jnp.asarray(rows), True, "X")[-1]
+        nngp, ntk = RELU(rows, get=("nngp", "ntk"))
+        assert (nngp.diagonal() == last.q).all() and (ntk.diagonal() == last.theta).all()
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "erf"])
+def test_zero_repeated_and_opposite_rows(activation):
+    for get in ("nngp", "ntk"):
+        cross, alone = deep(2, activation, 1.3)(ROWS, ROWS, get=get), deep(2, activation, 1.3)(ROWS, get=get)
+        assert np.isfinite(cross).all()
+        assert np.allclose(cross, alone, rtol=1e-6, atol=1e-12)
+        assert np.allclose(alone[5], alone[0], rtol=1e-6)
+        assert (alone[7:] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_many_features(dtype):
+    """x.y of repeated rows overshoots |x|^2 by more than `gram_det` forgives: projected, not NaN."""
+    rows = np.random.default_rng(0).standard_normal((40, 3072)).astype(dtype)
+    net = deep(2, "relu", 2**0.5)
+    cross, alone = net(rows, rows), net(rows)
+    root_eps = float(jnp.finfo(dtype).eps) ** 0.5
+    assert np.abs(cross - alone).max() <= 10 * root_eps * alone.max()  # the NTK of relu has a square root at c = 1
+
+
+def test_input_without_dense_and_theta_zero():
+    nngp, ntk = serial(Activation("relu"))(X, Y, get=("nngp", "ntk"))
+    q12, q11, q22 = X @ Y.T / 7, (X * X).mean(1)[:, None], (Y * Y).mean(1)[None, :]
+    assert np.allclose(nngp, Activation("relu").fns.k(q12, q11, q22), rtol=1e-14)
+    assert (ntk == 0).all()
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "sin(t)"])
+@pytest.mark.parametrize("get", ["nngp", "ntk"])
+def test_gradients_in_the_widths(activation, get):
+    layer, weights = Activation(activation), np.random.default_rng(1).standard_normal((len(ROWS), len(ROWS)))
+
+    def loss(W_std, b_std):
+        return jnp.sum(serial(Dense(W_std, b_std), layer, Dense(W_std, b_std))(ROWS, get=get) * weights)
+
+    at, h = (1.4, 0.3), 1e-4
+    for i, slope in enumerate(jax.grad(loss, (0, 1))(*at)):
+        steps = [loss(*(v + m * h * (j == i) for j, v in enumerate(at))) for m in (-2, -1, 1, 2)]
+        difference = (steps[0] - 8 * steps[1] + 8 * steps[2] - steps[3]) / (12 * h)
+        assert abs(slope - difference) <= 1e-6 * max(1, abs(difference))
+
+
+def test_gradients_in_the_inputs_are_finite_at_repeated_and_zero_rows():
+    assert np.isfinite(jax.grad(lambda x: RELU(x).sum())(jnp.asarray(ROWS))).all()
+
+
+def test_gradient_in_a_parameter_of_the_activation():
+    def loss(A):
+        return serial(Dense(), Activation("abrelu", A=A, B=1.1), Dense())(X).sum()
+
+    h = 1e-4
+    at = [loss(jnp.asarray(0.3 + step)) for step in (-h, 0.0, h)]
+    assert abs(at[1] - loss(0.3)) <= 1e-14 * abs(at[1])  # exact rational in the formula, or argument of the code
+    assert abs(jax.grad(loss)(jnp.asarray(0.3)) - (at[2] - at[0]) / (2 * h)) <= 1e-6 * abs(at[1])
+
+
+def test_network_is_a_pytree():
+    slopes = jax.grad(lambda net: net(X).sum())(RELU)
+    assert len(jax.tree.leaves(slopes)) == 8
+    widths = jnp.array([1.0, 2.0])
+    batch = jax.vmap(lambda w: serial(Dense(w), Activation("relu"))(X, Y, get="nngp"))(widths)
+    assert np.allclose(batch[1], 4 * batch[0], rtol=1e-14)
+    assert np.allclose(jax.jit(lambda x: RELU(x))(X), RELU(X), rtol=1e-13)
+
+
+def test_new_numbers_compile_nothing(monkeypatch):
+    traced, act = [], Dense.act
+    monkeypatch.setattr(Dense, "act", lambda *arguments: traced.append(1) or act(*arguments))
+    rows = X[:3, :5]  # a shape that no other test has
+    deep(1, "gelu", 1.0, 0.1)(rows)
+    first = len(traced)
+    deep(1, "gelu", 1.7, 0.3)(rows)  # a new Activation of the same formula, too
+    assert len(traced) == first > 0
+
+
+def test_get():
+    nngp, ntk = RELU(X, Y, get="nngp"), RELU(X, Y)
+    both = RELU(X, Y, get=("ntk", "nngp"))
+    assert both._fields == ("ntk", "nngp")
+    # NNGP alone is another program: XLA may round it differently
+    assert (both.ntk == ntk).all() and np.allclose(both.nngp, nngp, rtol=1e-14)
+    assert RELU(X, get=("nngp",))._fields == ("nngp",)
+    assert type(RELU(Y, get=("ntk", "nngp"))) is type(both)
+
+
+def test_jumps_have_no_ntk():
+    net = serial(Dense(), Activation("sign"), Dense())
+    expected = 2 / np.pi * np.arcsin(X @ Y.T / np.sqrt(np.outer((X * X).sum(1), (Y * Y).sum(1))))
+    assert np.allclose(net(X, Y, get="nngp"), expected, rtol=1e-12)
+    for get in ("ntk", ("nngp", "ntk")):
+        for other in (Y, None):
+            with pytest.raises(NoClosedForm, match=r"Activation\('sign'\): the activation jumps at t = 0"):
+                net(X, other, get=get)
+
+
+def test_row_outside_the_domain():
+    net = serial(Dense(1.0), Activation("exp(t**2)"), Dense())
+    rows = np.sqrt(np.array([[0.1, 0.1], [0.2, 0.1], [0.3, 0.25]]))  # variances 0.1, 0.15, 0.275
+    assert np.isfinite(net(rows[:2])).all()
+    message = r"row 2 of {} has variance q = 0\.275 at layer 2, Activation\('exp\(t\*\*2\)'\).*4\*q < 1.*Scale the rows"
+    with pytest.raises(ValueError, match=message.format("X")):
+        net(rows)
+    with pytest.raises(ValueError, match=message.format("Y")):
+        net(rows[:2], rows, get="nngp")
+    with pytest.raises(ValueError, match="row 2 of X"):
+        jax.grad(lambda w: serial(Dense(w), *net.layers[1:])(rows).sum())(1.0)
+    traced = jax.jit(lambda x: net(x))(rows)
+    assert np.isfinite(traced[:2, :2]).all() and not np.isfinite(traced[2]).any()
+    with pytest.raises(ValueError, match="row 0 of X has variance q = inf at layer 1.*float32 ends at 3.4e"):
+        net(np.full((1, 2), 1e30, np.float32))
+
+
+def test_precisions():
+    half, single = X.astype(np.float16), X.astype(np.float32)
+    assert RELU(half).dtype == RELU(single).dtype == np.float32
+    assert RELU(single, Y).dtype == RELU(X, Y.astype(np.float32)).dtype == np.float64
+    assert RELU([[1, 2], [3, 4]]).dtype == RELU(np.eye(2, dtype=int), [[0.5, 1]]).dtype == np.float64
+    assert deep(1, "relu", jnp.asarray(1.5))(single).dtype == np.float32
+    assert np.allclose(RELU([[1, 2], [3, 4]]), RELU(np.array([[1.0, 2.0], [3.0, 4.0]])), rtol=0, atol=0)
+
+
+BAD_INPUTS = {
+    r"X has shape \(7,\); \(n, d\) was expected": lambda: RELU(X[0]),
+    r"X has shape \(1, 5, 7\); \(n, d\) was expected": lambda: RELU(X[None]),
+    r"X has shape \(5, 7\) and Y \(4, 3\); both must have the same number": lambda: RELU(X, Y[:, :3]),
+    r"X has shape \(0, 7\); at least one row": lambda: RELU(X[:0]),
+    r"Y has shape \(5, 0\); at least one row": lambda: RELU(X, X[:, :0]),
+    r"row 3 of Y has a NaN or an infinite entry": lambda: RELU(X, np.where(np.arange(4)[:, None] == 3, np.nan, Y)),
+    r"row 1 of X has a NaN or an infinite entry": lambda: RELU([[0.0, 1.0], [np.inf, 1.0], [np.nan, 0.0]]),
+    r"X has dtype complex128; real numbers": lambda: RELU(X + 1j),
+    r"X: a list came that is not an array": lambda: RELU([[1, 2], [3]]),
+    r"X: a NoneType came": lambda: RELU(None),
+    r"get='foo' came; 'nngp', 'ntk' or a tuple": lambda: RELU(X, get="foo"),
+    r"get=\(\) came": lambda: RELU(X, get=()),
+    r"get=\('ntk', 'ntk'\) came": lambda: RELU(X, get=("ntk", "ntk")),
+    r"get=3 came": lambda: RELU(X, get=3),
+    r"serial\(\) came without layers": lambda: serial(),
+    r"layer 2 of serial: 'relu' \(str\) came.*did you mean Activation\('relu'\)": lambda: serial(Dense(), "relu"),
+    r"layer 1 of serial: the class Dense came; a layer was expected: Dense\(\.\.\.\)": lambda: serial(Dense),
+    r"layer 1 of serial: 3 \(int\) came": lambda: serial(3),
+    r"W_std = 'a' came; a real number": lambda: Dense("a"),
+    r"b_std = nan came; a finite number": lambda: Dense(1.0, float("nan")),
+    r"W_std = Array\(.*came; a real number or a JAX scalar": lambda: Dense(jnp.ones(2)),
+    r"the parameter A has neither a value nor a default.*A=1\.0": lambda: Activation("sin(A*t)"),
+    r"B is not a free parameter of it; those are: A": lambda: Activation(
+        "sin(A*t)", A=1.0 * jnp.ones(()), B=jnp.ones(())
+    ),
+    r"did you mean 'relu'": lambda: Activation("rleu"),
+}
+
+
+@pytest.mark.parametrize("message", BAD_INPUTS)
+def test_bad_inputs(message):
+    with pytest.raises(ValueError, match=message):
+        BAD_INPUTS[message]()
+
+
+def test_repr_and_composition():
+    net = serial(Dense(1.5, 0.1), Activation("gelu"), Dense())
+    assert (
+        repr(net) == "serial(Dense(W_std=1.5, b_std=0.1), Activation('gelu'), Dense(W_std=1.0, b_std=0.0))"
+        and repr(Activation("abrelu", A=0.3, B=1.1)) == "Activation('abrelu', A=0.3, B=1.1)"
+    )
+    nested = serial(serial(Dense(1.5, 0.1), Activation("gelu")), serial(Dense()))
+    assert nested == net and hash(nested) == hash(net) and nested.layers[2] == Dense()
+    assert serial(Dense(), Activation(derive("sin(A*t)", A=2))) == serial(Dense(), Activation("sin(2*t)"))
+
+
+def test_signs_of_the_widths_do_not_matter():
+    assert (deep(1, "relu", -1.5, -0.1)(X) == deep(1, "relu", 1.5, 0.1)(X)).all()
