@@ -21,7 +21,7 @@ from .rational import Delta
 
 BITS = 160
 ZERO, ONE, TWO = arb(0), arb(1), arb(2)
-INF = arb("inf")
+INF = arb(float("inf"))
 
 
 @contextmanager
@@ -36,7 +36,9 @@ def precision(bits: int = BITS):
 def exact(x) -> arb:
     """A float, Fraction or SymPy rational as the ball of radius zero (or the rounding of one division) around it."""
     f = Fraction(x) if not isinstance(x, sp.Basic) else Fraction(int(x.p), int(x.q))
-    return arb(fmpq(f.numerator, f.denominator))
+    if f.denominator & (f.denominator - 1):
+        return arb(fmpq(f.numerator, f.denominator))
+    return arb((f.numerator, 1 - f.denominator.bit_length()))  # mantissa and binary exponent: no rounding
 
 
 def environment(v12, v11, v22, parameters: Mapping[sp.Symbol, object] | None = None) -> dict:
@@ -76,8 +78,11 @@ def product(factors, env) -> arb:
 
 
 def _power(x: arb, n: sp.Expr, env) -> arb:
-    if n.is_Integer:
-        return x ** int(n)
+    if n.is_Integer:  # by multiplication: arb's power of a ball around zero is NaN
+        out = ONE
+        for _ in range(abs(int(n))):
+            out *= x
+        return out if n > 0 else 1 / out
     if n.is_Rational and n.q == 2:
         return x.sqrt() ** int(n.p)
     return x ** ball(n, env)

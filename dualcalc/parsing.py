@@ -26,6 +26,17 @@ q11 = sp.Symbol("q11", positive=True)
 q22 = sp.Symbol("q22", positive=True)
 q12 = sp.Symbol("q12", real=True)
 
+
+class Symbols(NamedTuple):
+    """The covariances as symbols: E[u u], E[u v], E[v v]."""
+
+    q11: sp.Symbol
+    q12: sp.Symbol
+    q22: sp.Symbol
+
+
+symbols = Symbols(q11, q12, q22)
+
 MAX_TEXT = 2000  # characters
 MAX_DEPTH = 60  # nested brackets, operators and calls
 MAX_NODES = 400  # names, numbers, operators and calls in the text
