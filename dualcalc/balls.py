@@ -177,6 +177,8 @@ def _exp_phi2(e, eh, ek, er, h, k, th, tk, y, x2) -> arb:
             return ZERO
         if bound == INF:
             return _exp_ndtr(e, None, other)
+    if _is_zero(y) and _is_zero(x2):  # a variance is zero: independent
+        return e.exp() * (-h / TWO.sqrt()).erfc() * (-k / TWO.sqrt()).erfc() / 4
     if _is_zero(h) and _is_zero(k):
         return e.exp() * (arb(1) / 4 + arb.atan2(y, x2.sqrt()) / (2 * arb.pi()))
     total = e.exp() if h > 0 and k > 0 else ZERO

@@ -32,7 +32,6 @@ from .rational import Delta
 
 TARGETS = ("jax", "numpy", "numba", "torch", "latex")
 VANISHING = (q11, q22, Delta)  # may be zero at admissible inputs: never divided by without a guard
-SMALL = 1.0  # below this variance the closed form of a cancelling activation gives way to the integral of kdot
 
 
 # ---- stability rewrites: values, each with its own test -------------------------------------------------------------
@@ -370,6 +369,8 @@ class Members:
             inside = " & ".join(f"({limit}*{q} < 1.0)" for q in ("q11", "q22") if q in arguments)
             result = f"where({inside}, {result}, xp.inf)"
         head = '@numba.njit(error_model="numpy")\n' if self.target == "numba" else ""
+        if not re.search(r"\bq(11|12|22)?\b|\bx\d|\bp\d", result):
+            result = f"filled({result}, {arguments.split(',')[0]})"
         rows = [f'    """{note}"""', *(f"    {line}" for line in lines), f"    return {result}"]
         return "\n".join([f"{head}def {name}({arguments}{self.parameters}):", *rows])
 
@@ -394,7 +395,9 @@ class Members:
         curvature = body(self.dual.mean(m + 2), False)
         mean = f"mean_by_curvature({name}_curvature, {start}, q11{p})"
         small = f"integrated({slope}, {name}_mean, q12, q11, q22, Delta{p})"
-        chosen = f"by_norm({name}_small, {name}_closed, q12, q11, q22, Delta{p})"
+        oscillates = any(b.beta.is_imaginary and b.beta != 0 for b in self.dual.derivative(m))
+        tiny = 0.0 if oscillates else 0.0025  # at norms of 30 the integrand oscillates too fast for the rule
+        chosen = f"by_norm({tiny}, {name}_small, {name}_closed, q12, q11, q22, Delta{p})"
         return [
             self.function(f"{name}_closed", *lines, f"{note}, closed form"),
             self.function(f"{name}_curvature", *curvature, f"E[{_prime(m + 2)}(u)]", "q11"),

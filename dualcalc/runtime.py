@@ -275,6 +275,7 @@ def wedge(x, t, ex, er):
     cut = pick(x, 36.0, 74.0)
     far, low = tau > 1.75, tau <= x
     p = where(far | low, x, tau)
+    p = where(x + tau == 0, 1.0, p)  # there the span is zero, and so is the sum
     q = where(far, tau, 0.0)
     span = where(far, cut / (tau + xp.sqrt(tau * tau + cut)), where(low, tau, x))
     use_far, use_near = where(far, 1.0 + 0.0 * x, 0.0), where(far, 0.0 * x, 1.0)  # a `where` per node would be a branch
@@ -303,6 +304,9 @@ def exp_phi2(e, eh, ek, er, h, k, th, tk, y, x):
     # The quadrant below (h, k) is cut by the ray from the origin through (h, k) into two wedges, of positive sign where
     # the bound is negative.  At h = k = 0 the ray is not defined: any will do, so the quadrant moves by a speck along
     # its bisector, where th = tk = h tan(quarter turn/2 - angle(y, x)/2).  (An arctangent would cost ten nodes.)
+    # x = y = 0 says that a variance is zero: the variables are independent, and th, tk came as 0/0.
+    alone = (y == 0) & (x == 0)
+    th, tk, er = where(alone, k, th), where(alone, h, tk), where(alone, eh - 0.5 * k * k, er)
     speck = pick(h, 1e-11, 1e-17)
     origin = xp.abs(h) + xp.abs(k) < speck
     size = where(xp.abs(y) > x, xp.abs(y), x)
@@ -369,18 +373,22 @@ def _exp_cosh_jvp(primals, tangents):
 # ------------------------------------------------------------------------------------------------------- assembling
 
 NODES = (
-    0.005299532504175031, 0.0277124884633837, 0.06718439880608412, 0.1222977958224985,
-    0.19106187779867811, 0.2709916111713863, 0.35919822461037054, 0.4524937450811813,
-    0.5475062549188188, 0.6408017753896295, 0.7290083888286136, 0.8089381222013219,
-    0.8777022041775016, 0.9328156011939159, 0.9722875115366163, 0.994700467495825,
+    0.0024063900014893447, 0.012635722014345263, 0.0308627239986336, 0.056792236497799464,
+    0.08999900701304853, 0.12993790421072282, 0.17595317403151223, 0.22728926430558022,
+    0.28310324618697746, 0.3424786601519183, 0.40444056626319186, 0.4679715535686972,
+    0.5320284464313028, 0.5955594337368082, 0.6575213398480817, 0.7168967538130225,
+    0.7727107356944198, 0.8240468259684878, 0.8700620957892772, 0.9100009929869515,
+    0.9432077635022005, 0.9691372760013663, 0.9873642779856547, 0.9975936099985107,
 )
 WEIGHTS = (
-    0.013576229705877088, 0.031126761969323728, 0.0475792558412463, 0.062314485627767036,
-    0.07479799440828835, 0.08457825969750132, 0.09130170752246182, 0.09472530522753432,
-    0.09472530522753432, 0.09130170752246182, 0.08457825969750132, 0.07479799440828835,
-    0.062314485627767036, 0.0475792558412463, 0.031126761969323728, 0.013576229705877088,
+    0.006170614899994345, 0.01426569431446678, 0.022138719408709706, 0.02964929245771818,
+    0.03667324070554008, 0.0430950807659766, 0.04880932605205696, 0.05372213505798278,
+    0.05775283402686276, 0.06083523646390165, 0.06291872817341412, 0.06396909767337601,
+    0.06396909767337601, 0.06291872817341412, 0.06083523646390165, 0.05775283402686276,
+    0.05372213505798278, 0.04880932605205696, 0.0430950807659766, 0.03667324070554008,
+    0.02964929245771818, 0.022138719408709706, 0.01426569431446678, 0.006170614899994345,
 )
-"""The 16-point Gauss-Legendre rule on [0, 1]: numpy.polynomial.legendre.leggauss(16), halved and shifted."""
+"""The 24-point Gauss-Legendre rule on [0, 1]: numpy.polynomial.legendre.leggauss(24), halved and shifted."""
 
 
 def quotient(x, y):
@@ -432,9 +440,11 @@ def mean_by_curvature(curvature, start, q, *parameters):
     return start + a * jax.lax.fori_loop(0, len(NODES), add, 0.0 * q)
 
 
-def by_norm(small, closed, q12, q11, q22, delta, *parameters):
-    """The integral where a variance is at most 1, the closed form elsewhere; no integral where all are larger."""
-    low = xp.minimum(q11, q22) <= 1.0
+def by_norm(tiny, small, closed, q12, q11, q22, delta, *parameters):
+    """The integral where a norm is below 1/2 and the other at most 3, or a variance below `tiny`; else the closed form.
+
+    The integral is not run where no pair needs it."""
+    low = xp.minimum(q11, q22) < where(xp.maximum(q11, q22) <= 9.0, 0.25, tiny + 0.0 * q11)
     value = closed(q12, q11, q22, delta, *parameters)
 
     def mixed():
@@ -550,15 +560,15 @@ MEAN_BY_CURVATURE = '''def mean_by_curvature(curvature, start, q, *parameters):
         total = total + WEIGHTS[i] * y * curvature(y * y, *parameters)
     return start + a * total'''
 
-BY_NORM = '''def by_norm(small, closed, q12, q11, q22, delta, *parameters):
-    """The integral where a variance is at most 1, the closed form elsewhere."""
-    low = where(q11 < q22, q11, q22) <= 1.0
+BY_NORM = '''def by_norm(tiny, small, closed, q12, q11, q22, delta, *parameters):
+    """The integral where a norm is below 1/2 and the other at most 3, or a variance below `tiny`; else the closed form."""
+    low = where(q11 < q22, q11, q22) < where(where(q11 < q22, q22, q11) <= 9.0, 0.25, tiny + 0.0 * q11)
     out = closed(q12, q11, q22, delta, *parameters)
     return where(low, small(q12, q11, q22, delta, *parameters), out) if low.any() else out'''
 
-BY_NORM_SCALAR = '''def by_norm(small, closed, q12, q11, q22, delta, *parameters):
-    """The integral where a variance is at most 1, the closed form elsewhere."""
-    if min(q11, q22) <= 1.0:
+BY_NORM_SCALAR = '''def by_norm(tiny, small, closed, q12, q11, q22, delta, *parameters):
+    """The integral where a norm is below 1/2 and the other at most 3, or a variance below `tiny`; else the closed form."""
+    if min(q11, q22) < (0.25 if max(q11, q22) <= 9.0 else tiny):
         return small(q12, q11, q22, delta, *parameters)
     return closed(q12, q11, q22, delta, *parameters)'''
 

@@ -38,27 +38,23 @@ def error(name, pair, kernels):
     return max(np.abs(np.asarray(k) - e).max() / np.abs(e).max() for k, e in zip(kernels, expected, strict=True))
 
 
+@pytest.mark.parametrize("dtype, bound", [(np.float64, 1e-14), (np.float32, 2e-6)])  # promised: 1e-10, 2e-5
 @pytest.mark.parametrize("name", NETWORKS)
-def test_reference(name):
-    net = NETWORKS[name]()
-    assert error(name, "xy", net(X, Y, get=BOTH)) <= 1e-14  # 1e-10 is the promise
-    assert error(name, "xx", net(X, get=BOTH)) <= 1e-14
+def test_reference(name, dtype, bound):
+    kernels = NETWORKS[name]()(np.concatenate([X, Y]).astype(dtype), get=BOTH)  # one call for both: compiling is slow
+    assert kernels.ntk.dtype == dtype
+    assert error(name, "xx", jax.tree.map(lambda kernel: kernel[:5, :5], kernels)) <= bound
+    assert error(name, "xy", jax.tree.map(lambda kernel: kernel[:5, 5:], kernels)) <= bound
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_reference_in_single_precision(name):
-    kernels = NETWORKS[name]()(X.astype(np.float32), get=BOTH)
-    assert kernels.ntk.dtype == np.float32
-    assert error(name, "xx", kernels) <= 2e-6  # 2e-5 is the promise
-
-
-def test_single_precision_of_two_sets():
-    kernels = NETWORKS["fc2_erf_bias"]()(X.astype(np.float32), Y.astype(np.float32), get=BOTH)
-    assert kernels.nngp.dtype == np.float32 and error("fc2_erf_bias", "xy", kernels) <= 2e-6
+@pytest.mark.parametrize("dtype, bound", [(np.float64, 1e-14), (np.float32, 2e-6)])
+def test_reference_of_two_sets(dtype, bound):
+    kernels = NETWORKS["fc2_erf_bias"]()(X.astype(dtype), Y.astype(dtype), get=BOTH)
+    assert kernels.ntk.dtype == dtype and error("fc2_erf_bias", "xy", kernels) <= bound
 
 
 def test_a_wrong_network_fails_the_reference():
-    assert error("fc3_relu_bias", "xy", deep(3, "relu", 1.5, 0.1001)(X, Y, get=BOTH)) > 1e-6
+    assert error("fc2_erf_bias", "xy", deep(2, "erf", 1.2001, 0.3)(X, Y, get=BOTH)) > 1e-6
 
 
 # Rows 5 and 6 repeat and reverse row 0, rows 7 and 8 are zero.
@@ -83,9 +79,8 @@ def test_the_diagonal_is_k_and_kdot_of_equal_arguments():
         assert np.allclose(kernel.diagonal(), diagonal, rtol=1e-15, atol=0)  # but for fused multiply-adds
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_zero_repeated_and_opposite_rows(activation):
-    net = serial(Dense(1.3), Activation(activation), Dense(1.3))
+def test_zero_repeated_and_opposite_rows():
+    net = serial(Dense(1.3), Activation("gelu"), Dense(1.3))
     for cross, alone in zip(net(ROWS, ROWS, get=BOTH), net(ROWS, get=BOTH), strict=True):
         assert np.isfinite(cross).all()
         assert np.allclose(cross, alone, rtol=1e-6, atol=1e-12)
@@ -93,25 +88,24 @@ def test_zero_repeated_and_opposite_rows(activation):
         assert (alone[7:] == 0).all()
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_many_features(dtype):
+def test_many_features():
     """x.y of repeated rows overshoots |x|^2 by more than `gram_det` forgives: projected, not NaN."""
-    rows = np.random.default_rng(0).standard_normal((40, 3072)).astype(dtype)
+    rows = np.random.default_rng(0).standard_normal((40, 3072)).astype(np.float32)
     cross, alone = RELU(rows, rows), RELU(rows)
-    root_eps = float(jnp.finfo(dtype).eps) ** 0.5
+    root_eps = float(np.finfo(np.float32).eps) ** 0.5
     assert np.abs(cross - alone).max() <= 10 * root_eps * alone.max()  # the NTK of relu has a square root at c = 1
 
 
 def test_input_without_dense_and_theta_zero():
-    nngp, ntk = serial(Activation("relu"))(X, Y, get=("nngp", "ntk"))
-    q12, q11, q22 = X @ Y.T / 7, (X * X).mean(1)[:, None], (Y * Y).mean(1)[None, :]
-    assert np.allclose(nngp, Activation("relu").fns.k(q12, q11, q22), rtol=1e-14)
+    nngp, ntk = serial(Activation("relu"))(X, Y, get=BOTH)
+    q, norms = X @ Y.T / 7, np.sqrt(np.outer((X * X).mean(1), (Y * Y).mean(1)))
+    theta = np.arccos(np.clip(q / norms, -1, 1))
+    assert np.allclose(nngp, norms * (np.sin(theta) + (np.pi - theta) * np.cos(theta)) / (2 * np.pi), atol=1e-14)
     assert (ntk == 0).all()
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_gradients_in_the_widths(activation):
-    layer, weights = Activation(activation), np.random.default_rng(1).standard_normal((2, len(ROWS), len(ROWS)))
+def test_gradients_in_the_widths():
+    layer, weights = Activation("relu"), np.random.default_rng(1).standard_normal((2, len(ROWS), len(ROWS)))
 
     def loss(W_std, b_std):
         kernels = serial(Dense(W_std, b_std), layer, Dense(W_std, b_std))(ROWS, get=BOTH)
