@@ -300,7 +300,7 @@ def statements(total: sp.Expr, stack: bool) -> tuple[list[str], str]:
     lines = early
     if calls:
         rows = [", ".join(argument(a) for a in reduced[10 * i : 10 * i + 10]) for i in range(len(calls))]
-        if stack and len(calls) > 1:
+        if stack and len(calls) > 2:
             lines = [*early, f"{', '.join(n.name for n in names)} = stacked_phi2(", *(f"    ({r})," for r in rows), ")"]
         else:
             lines = [*early, *(f"{n.name} = exp_phi2({r})" for n, r in zip(names, rows, strict=True))]

@@ -564,4 +564,5 @@ def swap(term: Term) -> Term:
 
 
 def _swap_phi2(e, eh, ek, er, h, k, th, tk, y, x2):
+    er = ek - tk**2 / 2 if er.has(Delta) else er  # one form of er, so that equal heads are found equal
     return ExpPhi2(e, ek, eh, er, k, h, tk, th, y, x2)

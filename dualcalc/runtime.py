@@ -408,8 +408,10 @@ def parameter(value, like):
 
 
 def stacked_phi2(*calls):
-    """All bivariate normals of a member in one call: one body for the compiler."""
-    out = exp_phi2(*(xp.stack(xp.broadcast_arrays(*row)) for row in zip(*calls, strict=True)))
+    """All bivariate normals of a member by one body, compiled once: a loop, because XLA would fuse a stack with what
+    feeds it and run three times slower."""
+    rows = tuple(xp.stack(xp.broadcast_arrays(*row)) for row in zip(*calls, strict=True))
+    out = jax.lax.map(lambda row: exp_phi2(*row), rows)
     return tuple(out[i] for i in range(len(calls)))
 
 
