@@ -49,7 +49,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Block:
-    """`sum_n poly[n] t^n  exp(alpha t^2 + beta t)  gate(t)`; a delta gate has poly = (coefficient,) and no exponential."""
+    """`sum_n poly[n] t^n  exp(alpha t^2 + beta t)  gate(t)`; a delta gate has a constant poly, no exponential."""
 
     poly: tuple[sp.Expr, ...]
     alpha: sp.Expr = sp.Integer(0)
@@ -266,7 +266,9 @@ def _sign_changes(s: Smooth) -> tuple[list[sp.Expr], int]:
         else:
             roots = sp.roots(p)
             if sum(roots.values()) != p.degree() or any(r.is_real is None for r in roots):
-                raise NoClosedForm(f"the real roots of {p.as_expr()} are not known. Way out: give the parameters values")
+                raise NoClosedForm(
+                    f"the real roots of {p.as_expr()} are not known. Way out: give the parameters values"
+                )
         odd = [r for r, m in roots.items() if m % 2 and r.is_real]
         return list(reduce(_merge, [(r,) for r in odd], ())), lead
     # c0 + c1 exp(beta t): the gate of Max(exp(t) - 1, 0) and its like
@@ -322,7 +324,7 @@ def _condition(c) -> Pieces:
     raise NoClosedForm(f"the condition {c} is not a comparison of polynomials in t")
 
 
-def _exponential(f: Pieces, factor=sp.Integer(1)) -> Pieces:
+def _exponential(f: Pieces, factor: sp.Expr = sp.S.One) -> Pieces:
     """exp(factor * f) for a piecewise quadratic f."""
 
     def one(s: Smooth) -> Smooth:
@@ -387,12 +389,11 @@ def _power(expr) -> Pieces:
     if n.is_Integer and n > 0:
         if n > MAX_DEGREE:
             raise NoClosedForm(f"the power {n} in {expr} came; at most {MAX_DEGREE} is supported")
-        f = read(base)
-        out = None
-        while n:  # by squaring
-            out = f if n % 2 and out is None else out * f if n % 2 else out
-            n //= 2
-            f = f * f if n else f
+        square, out, left = read(base), Pieces.of(Smooth.constant(sp.Integer(1))), int(n)
+        while left:  # by squaring
+            out = out * square if left % 2 else out
+            left //= 2
+            square = square * square if left else square
         return out
     if not base.has(t):  # 2**t
         return _exponential(read(n * sp.log(base)))

@@ -145,7 +145,8 @@ def _is_zero(x: arb) -> bool:
 
 
 def _ratio(e: sp.Expr, env) -> arb:
-    over, under = [], []
+    over: list[tuple] = []
+    under: list[tuple] = []
     for f in e.args:
         base, power = f.as_base_exp() if f.is_Pow else (f, sp.Integer(1))
         (under if power.is_negative else over).append((base, abs(power)))

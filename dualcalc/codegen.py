@@ -16,7 +16,6 @@ import textwrap
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ from . import balls, runtime
 from .atoms import NoClosedForm
 from .dual import Dual, derive, exact
 from .gaussian import Angle, ExpNdtr, ExpPhi2, Term
-from .parsing import q11, q12, q22, t
+from .parsing import q11, q12, q22
 from .rational import Delta
 
 TARGETS = ("jax", "numpy", "numba", "torch", "latex")
@@ -292,7 +291,8 @@ def statements(total: sp.Expr, stack: bool) -> tuple[list[str], str]:
     total = total.xreplace(dict(zip(calls, names, strict=True)))
     shared, reduced = sp.cse([*feeding, total], symbols=sp.numbered_symbols("x"))
     after: set[sp.Symbol] = set(names)
-    early, late = [], []
+    early: list[str] = []
+    late: list[str] = []
     for symbol, value in shared:
         depends = bool(value.free_symbols & after)
         after |= {symbol} if depends else set()
@@ -458,7 +458,9 @@ def _public(dual: Dual, target: str) -> str:
     meanings = (("k", "K00", "E[s(u) s(v)]: one NNGP layer"), ("kdot", "K11", "E[s'(u) s'(v)]: the NTK's factor"))
     for name, member, meaning in meanings:
         if name == "kdot" and (reason := refusal(dual)):
-            parts.append(f'def kdot(q12, q11, q22{keywords}):\n    """Has no value here."""\n    raise ValueError({reason!r})')
+            parts.append(
+                f'def kdot(q12, q11, q22{keywords}):\n    """Has no value here."""\n    raise ValueError({reason!r})'
+            )
             continue
         call = f"{'jitted_' if target == 'jax' else ''}{member}(q12, q11, q22{given})"
         lines = [
@@ -498,7 +500,11 @@ def emit(dual, target: str = "jax", **parameters) -> str:
     if dual.kernel is not None and not isinstance(dual.kernel, sp.Expr):
         raise NoClosedForm("a kernel given as a callable has no formula to emit. Way out: dc.compile evaluates it")
     checks = check_rows(dual)
-    parts = [_docstring(dual, target, worst_error(dual, checks)), *_code(dual, target), _self_check(target, checks, dual)]
+    parts = [
+        _docstring(dual, target, worst_error(dual, checks)),
+        *_code(dual, target),
+        _self_check(target, checks, dual),
+    ]
     return "\n\n\n".join(p for p in parts if p) + "\n"
 
 
@@ -682,6 +688,7 @@ def _compile_callable(dual: Dual) -> Compiled:
     import jax.numpy as jnp
 
     kernel = dual.kernel
+    assert callable(kernel)
 
     def kdot(q12, q11, q22):
         """Theorem 3: the derivative in q12; at c = +-1 by continuity, from just inside."""

@@ -271,7 +271,7 @@ def resolve(activation, *, assume: Mapping[str, str] | None = None, **parameters
         if text in catalog.load():
             return _from_catalog(text, parameters, signs)
         if lists:
-            raise ValueError(f"the parameter {next(iter(lists))} is a list; only catalog entries take coefficient lists")
+            raise ValueError(f"the parameter {next(iter(lists))} is a list; only catalog entries take lists")
         expr = parsing.parse_activation(activation, parameters=signs, known=tuple(catalog.load()))
         source = text
     elif isinstance(activation, sp.Expr):
@@ -462,5 +462,3 @@ def _smooth_derivative(kernel: sp.Expr) -> sp.Expr:
 
     rewritten = plain.replace(lambda e: e.is_Pow, same_root)
     return sp.simplify(sp.expand(rewritten))
-
-

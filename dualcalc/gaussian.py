@@ -1,14 +1,14 @@
 """The Gaussian expectation calculus: every rule that turns a pair of blocks into closed form, on one scroll.
 
-`expectation(f, g)` gives `E[f(u) g(v)]` for `(u, v) ~ N(0, [[q11, q12], [q12, q22]])` and two sums of blocks as a sum of
-`Term`s `coef * rad^(-1/2) * head`, where coef and rad are rational in q11, q12, q22 and the head is one transcendental
+`expectation(f, g)` gives `E[f(u) g(v)]` for `(u, v) ~ N(0, [[q11, q12], [q12, q22]])` and two sums of blocks as a sum
+of `Term`s `coef * rad^(-1/2) * head`, where coef and rad are rational in q11, q12, q22 and the head is one transcendental
 function (below). The determinant `Delta = q11 q22 - q12^2` is a symbol of its own, so that generated code never
 subtracts for it. Each rule appends a `Step` to the derivation, which is how a user reads where a formula came from.
 `dual.py` is the caller.
 
 Rules, in the order in which they are tried on a pair of blocks:
   Slice   a delta gate:        E[delta^(j)(u - p) g(v)] = (-d/dp)^j of density(p) E[g(v) | u = p]
-  Tilt    quadratic exponents: E[exp(alpha1 u^2 + alpha2 v^2) F] = det^(-1/2) E_L[F],  L = (Lambda^-1 - 2 diag(alpha))^-1
+  Tilt    quadratic exponents: E[exp(alpha1 u^2 + alpha2 v^2) F] = det^(-1/2) E_L[F], L^-1 = Lambda^-1 - 2 diag(alpha)
   Shift   linear exponents:    E_L[exp(beta . (u, v)) F(u, v)] = exp(beta' L beta / 2) E_L[F((u, v) + L beta)]
   Wick    no gates:            E[P(u) R(v)] = sum_l L12^l / l! E[P^(l)(u)] E[R^(l)(v)]
   Stein   gates:               E[u F] = L11 E[dF/du] + L12 E[dF/dv] + mean E[F], until only the bare gates are left
@@ -18,7 +18,7 @@ Rules, in the order in which they are tried on a pair of blocks:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import comb, factorial
 
 import sympy as sp
@@ -27,8 +27,6 @@ from sympy.polys.rings import ring
 from .atoms import ONE, Block, differentiate, gate_derivative
 from .parsing import q11, q12, q22
 from .rational import HALF, Delta, divided, split_radical, tidy
-
-
 
 # ---- heads: the transcendental functions of a kernel ----------------------------------------------------------------
 
@@ -193,16 +191,8 @@ def expect1(block: Block, mean, var, extra) -> list[Term]:
     g = block.gate
     if g and g.kind == "delta":  # the j-th delta: var^(-j/2) He_j((p - mean)/sigma) density(p)
         x = g.at - mean
-        he = sp.Add(
-            *(
-                sp.Rational((-1) ** i * factorial(g.kappa), 2**i * factorial(i) * factorial(g.kappa - 2 * i))
-                * x ** (g.kappa - 2 * i)
-                / var ** (g.kappa - i)
-                for i in range(g.kappa // 2 + 1)
-            )
-        )
         head = sp.exp(tidy(extra - x**2 / (2 * var)))
-        return [Term(block.poly[0] * he / sp.sqrt(2 * sp.pi), var, head)]
+        return [Term(block.poly[0] * _slope_of_density(int(g.kappa), x, var) / sp.sqrt(2 * sp.pi), var, head)]
     a, b = block.alpha, block.beta
     d = 1 - 2 * a * var
     extra = extra + (a * mean**2 + b * mean + b**2 * var / 2) / d
@@ -223,6 +213,17 @@ def expect1(block: Block, mean, var, extra) -> list[Term]:
         for inner in gate_derivative(Block(tuple(boundary), a, b, g)):
             out += expect1(inner, mean, var, extra_before(extra, a, b, mean, var, d))
     return out
+
+
+def _slope_of_density(j: int, x, var):
+    """(-d/dx)^j density / density = var^(-j/2) He_j(x / sqrt(var)) of N(0, var), as a polynomial in x and 1/var."""
+    terms = (
+        sp.Rational((-1) ** i * factorial(j), 2**i * factorial(i) * factorial(j - 2 * i))
+        * x ** (j - 2 * i)
+        / var ** (j - i)
+        for i in range(j // 2 + 1)
+    )
+    return sp.Add(*terms)
 
 
 def extra_before(extra, a, b, mean, var, d):
@@ -318,7 +319,9 @@ def expect2(f: Block, g: Block) -> tuple[list[Term], Step]:
     e = (f.beta * mu[0] + g.beta * mu[1]) / 2
     children = []
     if f.alpha != 0 or g.alpha != 0:
-        children.append(_step("Tilt", f"alpha = ({f.alpha}, {g.alpha}), det = {tidy(det)}", rf"\det D = {sp.latex(tidy(det))}"))
+        children.append(
+            _step("Tilt", f"alpha = ({f.alpha}, {g.alpha}), det = {tidy(det)}", rf"\det D = {sp.latex(tidy(det))}")
+        )
     if f.beta != 0 or g.beta != 0:
         children.append(_step("Shift", f"beta = ({f.beta}, {g.beta}), exponent {tidy(e)}", sp.latex(tidy(e))))
     if f.gate is None and g.gate is None:
@@ -351,8 +354,8 @@ def _moment(poly, mean, var):
     return out
 
 
-def _derivative(poly, l):
-    return [c * sp.ff(n, l) for n, c in enumerate(poly)][l:]
+def _derivative(poly, order):
+    return [c * sp.ff(n, order) for n, c in enumerate(poly)][order:]
 
 
 def _wick_terms(f: Block, g: Block, det, L, head) -> list[Term]:
@@ -363,12 +366,12 @@ def _wick_terms(f: Block, g: Block, det, L, head) -> list[Term]:
     L11, L12, L22 = L
     mu = (f.beta * L11 + g.beta * L12, f.beta * L12 + g.beta * L22)
     out = []
-    for l in range(min(len(f.poly), len(g.poly))):
-        left = _moment(_derivative(f.poly, l), mu[0], L11)
-        right = _moment(_derivative(g.poly, l), mu[1], L22)
+    for i in range(min(len(f.poly), len(g.poly))):
+        left = _moment(_derivative(f.poly, i), mu[0], L11)
+        right = _moment(_derivative(g.poly, i), mu[1], L22)
         if not shifted:  # each factor depends on one norm: for He_n it is a power of (q - 1)
             left, right = tidy(left), tidy(right)
-        out.append(Term(tidy(L12) ** l / factorial(l) * left * right, det, head, not shifted))
+        out.append(Term(tidy(L12) ** i / factorial(i) * left * right, det, head, not shifted))
     return [x for x in out if x.coef != 0]
 
 
@@ -386,7 +389,9 @@ _TILTED: dict[sp.Symbol, _Tilted] = {}
 @lru_cache(maxsize=256)
 def _tilt_symbols(a1, a2):
     """L11, L12, L22 as symbols: polynomials in them stay short where those in the q's do not."""
-    here, there = ([sp.Symbol(f"L{n}[{x},{y}]", real=True) for n in ("11", "12", "22")] for x, y in ((a1, a2), (a2, a1)))
+    here, there = (
+        [sp.Symbol(f"L{n}[{x},{y}]", real=True) for n in ("11", "12", "22")] for x, y in ((a1, a2), (a2, a1))
+    )
     for one, two, p, q in ((here, there, a1, a2), (there, here, a2, a1)):
         for i, value in enumerate(tilted(p, q)[1:4]):
             _TILTED[one[i]] = _Tilted(tidy(value), two[2 - i])
@@ -398,7 +403,7 @@ def _ring2():
     return ring("L11,L12,L22,m1,m2", sp.QQ)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _stein2(n: int, m: int) -> dict:
     """E[u^n v^m gates] as {(0,): of the bare gates, (1, i, j): of E[u^i v^j gate1' gate2], (2, i, j): ...}."""
     R, L11, L12, L22, m1, m2 = _ring2()
@@ -507,26 +512,17 @@ def exp_phi2(e, m1, m2, v1, v2, c, x2):
 
 def _slice(delta: Block, other: Block, swap: bool) -> tuple[list[Term], Step]:
     """E[delta^(j)(u - p) g(v)] = (-d/dp)^j [density(p) E[g(v) | u = p]], by Leibniz; d/dp acts on g as q12/q11 g'."""
-    own, far = (q22, q11) if swap else (q11, q22)
-    del far
-    p, j, coef = delta.gate.at, int(delta.gate.kappa), delta.poly[0]
+    own, gate, coef = q22 if swap else q11, delta.gate, delta.poly[0]
+    assert gate is not None
+    p, j = gate.at, int(gate.kappa)
     if other == ONE:
         return expect1(delta, sp.Integer(0), own, sp.Integer(0)), _step("Slice", "density", "")
     mean, var, extra = q12 / own * p, Delta / own, -(p**2) / (2 * own)
     terms: list[Term] = []
     blocks: tuple[Block, ...] = (other,)
     for i in range(j + 1):
-        # (-d/dp)^(j-i) density = own^(-(j-i)/2) He_(j-i)(p/sqrt(own)) density ; (d/dp)^i of the rest = (q12/own)^i E[g^(i)]
-        k = j - i
-        he = sp.Add(
-            *(
-                sp.Rational((-1) ** n * factorial(k), 2**n * factorial(n) * factorial(k - 2 * n))
-                * p ** (k - 2 * n)
-                / own ** (k - n)
-                for n in range(k // 2 + 1)
-            )
-        )
-        factor = coef * comb(j, i) * (-1) ** i * he * (q12 / own) ** i / sp.sqrt(2 * sp.pi)
+        slope = _slope_of_density(j - i, p, own)
+        factor = coef * comb(j, i) * (-1) ** i * slope * (q12 / own) ** i / sp.sqrt(2 * sp.pi)
         if factor != 0:
             for block in blocks:
                 for x in expect1(block, mean, var, extra):

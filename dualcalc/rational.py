@@ -1,7 +1,8 @@
 """Rational functions of the covariances in lowest terms, through FLINT's multivariate polynomials.
 
 Why: every coefficient of a kernel is one, and SymPy's own `cancel` takes seconds where FLINT takes a millisecond.
-`gaussian.py` is the caller. Delta stands for q11 q22 - q12^2 wherever that occurs as a factor, or makes a factor shorter.
+`gaussian.py` is the caller. Delta stands for q11 q22 - q12^2 wherever that is a factor, or makes one
+shorter.
 """
 
 from __future__ import annotations

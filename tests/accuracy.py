@@ -100,7 +100,9 @@ def main(ids):
                 found = sorted((f for f in found if f[1] is not None), key=lambda f: -f[0] / f[1])
                 over = [f for f in found if not f[0] <= f[1]]
                 which = "k" if m == 0 else "kdot"
-                print(f"{name:20s} {which:5s} {dtype.__name__} worst {found[0][0]:9.3g} over: {len(over)} of {len(found)}")
+                print(
+                    f"{name:20s} {which:5s} {dtype.__name__} worst {found[0][0]:9.3g} over: {len(over)} of {len(found)}"
+                )
                 for e, _, (a, b, c, *_), value, truth, scale in over[:4]:
                     at = f"a={a} b={b} 1-|c|={1 - abs(c):.0e} c{'<' if c < 0 else '>'}0"
                     print(f"      {e:9.3g} at {at}: {value:.6g} for {truth:.6g}, scale {scale:.3g}")
