@@ -60,6 +60,12 @@ class ExpCosh(sp.Function):
     nargs = 2
 
 
+class Together(sp.Function):
+    """A sum that is computed before it is multiplied."""
+
+    nargs = 1
+
+
 class Larger(sp.Function):
     """The larger of two exponents, Larger(e1, e2, x) with x = (e1 - e2)/2."""
 
@@ -101,16 +107,19 @@ def _mirrored(a: Term, b: Term) -> bool:
 
 
 def _gap(e: sp.Expr) -> sp.Expr:
-    """q11 + q22 -+ 2 q12 -> (q11 -+ q12) + (q22 -+ q12): exact by Sterbenz where q12 is close to both."""
+    """c q11 + c q22 -+ 2c q12 -> c ((q11 -+ q12) + (q22 -+ q12)), and c q12 - c q11 -> c (q12 - q11).
+
+    The differences are exact by Sterbenz where the q's are close; multiplied out they are not."""
 
     def one(add):
         c = {s: add.coeff(s) for s in (q11, q22, q12)}
         if c[q11] == c[q22] != 0 and c[q12] in (2 * c[q11], -2 * c[q11]):
             rest = sp.expand(add - c[q11] * q11 - c[q22] * q22 - c[q12] * q12)
-            sign = sp.sign(c[q12] / c[q11])
-            near = [sp.Add(q, sign * q12, evaluate=False) for q in (q11, q22)]
-            grouped = sp.Mul(c[q11], sp.Add(*near, evaluate=False), evaluate=False)
-            return grouped if rest == 0 else sp.Add(rest, grouped, evaluate=False)
+            sign = c[q12] / c[q11] / 2
+            return rest + c[q11] * (Together(q11 + sign * q12) + Together(q22 + sign * q12))
+        numbers = {abs(x.as_coeff_Mul()[0]) for x in add.args}
+        if len(numbers) == 1 and (number := numbers.pop()) != 1:
+            return number * Together(sp.Add(*(x / number for x in add.args)))
         return add
 
     return e.replace(lambda x: x.is_Add, one)
@@ -189,6 +198,7 @@ CALLS = {
     sp.Abs: "xp.abs({0})",
     sp.sign: "xp.sign({0})",
     Larger: "where({2} < 0, {1}, {0})",
+    Together: "({0})",
     Ratio: "ratio({0}, {1})",
     Quotient: "quotient({0}, {1})",
     Angle: "angle({0}, root({1}))",

@@ -269,7 +269,7 @@ def resolve(activation, *, assume: Mapping[str, str] | None = None, **parameters
     if isinstance(activation, str):
         text = activation.strip()
         if text in catalog.load():
-            return _from_catalog(text, parameters, signs)
+            return from_entry(catalog.get(text), signs, **parameters)
         if lists:
             raise ValueError(f"the parameter {next(iter(lists))} is a list; only catalog entries take lists")
         expr = parsing.parse_activation(activation, parameters=signs, known=tuple(catalog.load()))
@@ -307,18 +307,18 @@ def _assumptions(assume: Mapping[str, str]) -> dict[str, dict[str, bool]]:
     return {name: {sign: True} for name, sign in assume.items()}
 
 
-def _from_catalog(name: str, parameters, signs) -> Dual:
-    entry = catalog.get(name)
+def from_entry(entry: catalog.Entry, signs: Mapping[str, dict[str, bool]] | None = None, **parameters) -> Dual:
+    """The unevaluated dual of a catalog record; integers and lists default to the record's, other parameters stay."""
     text, rest = entry.text(**parameters)
     known = {
         p: {sign: True for sign in ("positive", "nonnegative") if getattr(spec, sign)}
         for p, spec in entry.parameters.items()
     }
-    known.update(signs)
+    known.update(signs or {})
     values = {p: exact(v, p) for p, v in rest.items()}
     defaults = entry.defaults
     cited = ", ".join(dict.fromkeys((*entry.references.nngp, *entry.references.ntk)))
-    source = f"catalog {name}: {text}" + (f" [{cited}]" if cited else "")
+    source = f"catalog {entry.id}: {text}" + (f" [{cited}]" if cited else "")
     if entry.kernel is not None:
         return from_kernel(text, assume_known=known, source=source, defaults=defaults, **values)
     return _with_values(parsing.parse_activation(text, parameters=known), values, source, defaults)

@@ -1,9 +1,9 @@
 """The Gaussian expectation calculus: every rule that turns a pair of blocks into closed form, on one scroll.
 
 `expectation(f, g)` gives `E[f(u) g(v)]` for `(u, v) ~ N(0, [[q11, q12], [q12, q22]])` and two sums of blocks as a sum
-of `Term`s `coef * rad^(-1/2) * head`, where coef and rad are rational in q11, q12, q22 and the head is one transcendental
-function (below). The determinant `Delta = q11 q22 - q12^2` is a symbol of its own, so that generated code never
-subtracts for it. Each rule appends a `Step` to the derivation, which is how a user reads where a formula came from.
+of `Term`s `coef * rad^(-1/2) * head`, where coef and rad are rational in q11, q12, q22 and the head is one of the
+transcendental functions below. The determinant `Delta = q11 q22 - q12^2` is a symbol of its own, so that generated
+code never subtracts for it. Each rule appends a `Step` to the derivation, which is how a user reads where a formula came from.
 `dual.py` is the caller.
 
 Rules, in the order in which they are tried on a pair of blocks:
@@ -64,7 +64,7 @@ class Phi2(sp.Function):
 
         h, k, rho = (a._to_mpmath(prec + 20) for a in self.args)
         with mpmath.workprec(prec + 20):
-            return sp.Expr._from_mpmath(_phi2_mp(h, k, rho), prec)
+            return sp.Expr._from_mpmath(phi2_value(h, k, rho), prec)
 
     def fdiff(self, argindex=1):
         h, k, rho = self.args
@@ -75,7 +75,7 @@ class Phi2(sp.Function):
         return sp.exp(-(x**2) / 2) / sp.sqrt(2 * sp.pi) * (1 + sp.erf((y - rho * x) / (sp.sqrt(2) * s))) / 2
 
 
-def _phi2_mp(h, k, rho):
+def phi2_value(h, k, rho):
     """Phi2 by Plackett's identity: Phi(h) Phi(k) + the integral of the density over the angle asin(r)."""
     import mpmath as mp
 

@@ -25,11 +25,11 @@ import mpmath
 import numpy as np
 import sympy as sp
 
-from . import balls, catalog, codegen, parsing
+from . import balls, catalog, codegen
 from .atoms import NoClosedForm
 from .catalog import Entry
-from .dual import Dual, derive, exact, from_kernel
-from .gaussian import Phi2, _phi2_mp
+from .dual import Dual, from_entry
+from .gaussian import Phi2, phi2_value
 from .parsing import q11, q12, q22, t
 
 Point = tuple[float, float, float]  # q12, q11, q22
@@ -124,23 +124,9 @@ def _generator(id: str, *more: int) -> np.random.Generator:
     return np.random.default_rng([zlib.crc32(id.encode()), *more])
 
 
-def dual_of(entry: Entry, **parameters: Any) -> Dual:
-    """The dual of a record, be it in a loaded catalog or not; parameters that are not given stay symbols."""
-    text, rest = entry.text(**parameters)
-    signs = ("positive", "nonnegative")
-    known = {name: {s: True for s in signs if getattr(p, s)} for name, p in entry.parameters.items()}
-    values = {name: exact(v, name) for name, v in rest.items()}
-    source = f"catalog {entry.id}: {text}"
-    if entry.kernel is not None:
-        return from_kernel(text, assume_known=known, source=source, defaults=entry.defaults, **values)
-    dual = derive(parsing.parse_activation(text, parameters=known), **values)
-    kept = {s.name: entry.defaults[s.name] for s in dual.parameters}
-    return replace(dual, defaults=kept, source=source)
-
-
 def subject(entry: Entry, *, points: int = 3, seed: int = 0, **parameters: Any) -> Subject:
     """Derive an entry at its default parameters, generate its code, and choose the fresh points."""
-    dual = dual_of(entry, **parameters)
+    dual = from_entry(entry, **parameters)
     values = codegen.default_values(dual)
     module = codegen.load(codegen.emit(dual, "numpy"), "numpy")
     keywords = {s.name: float(v) for s, v in values.items()}
@@ -306,7 +292,7 @@ def _formula(s: Subject) -> float:
     errors, point = [], s.points[0]
     for m, _ in s.members:
         printed = (s.dual.kdot if m else s.dual.k).subs(s.values)
-        f = sp.lambdify((q12, q11, q22), printed, [{Phi2.__name__: _phi2_mp}, "mpmath"])
+        f = sp.lambdify((q12, q11, q22), printed, [{Phi2.__name__: phi2_value}, "mpmath"])
         with mpmath.workdps(30):
             value = complex(f(*map(mpmath.mpf, point)))
         truth, scale = s.truths[m, point]
