@@ -3,8 +3,8 @@
 `expectation(f, g)` gives `E[f(u) g(v)]` for `(u, v) ~ N(0, [[q11, q12], [q12, q22]])` and two sums of blocks as a sum
 of `Term`s `coef * rad^(-1/2) * head`, where coef and rad are rational in q11, q12, q22 and the head is one of the
 transcendental functions below. The determinant `Delta = q11 q22 - q12^2` is a symbol of its own, so that generated
-code never subtracts for it. Each rule appends a `Step` to the derivation, which is how a user reads where a formula came from.
-`dual.py` is the caller.
+code never subtracts for it. Each rule appends a `Step` to the derivation, which is how a user reads where a formula
+came from. `dual.py` is the caller.
 
 Rules, in the order in which they are tried on a pair of blocks:
   Slice   a delta gate:        E[delta^(j)(u - p) g(v)] = (-d/dp)^j of density(p) E[g(v) | u = p]
@@ -119,10 +119,22 @@ def collect(terms: list[Term]) -> list[Term]:
     for term in terms:
         if term.coef != 0 and not term.kept:
             outside, inside = split_radical(term.rad)
-            groups.setdefault((inside, term.head), []).append(term.coef * outside)
+            for coef, head in _real(term.coef * outside, term.head):
+                groups.setdefault((inside, head), []).append(coef)
     _complement(groups)
     merged = (Term(divided(_sum_tidy(coefs), rad), rad, head) for (rad, head), coefs in groups.items())
     return _merge_kept(terms) + [m for m in merged if m.coef != 0]
+
+
+def _real(coef: sp.Expr, head: sp.Expr) -> list[tuple[sp.Expr, sp.Expr]]:
+    """c exp(x + i y) as Re(c) exp(x) cos(y) - Im(c) exp(x) sin(y): the conjugate pair supplies the other half."""
+    if not (isinstance(head, sp.exp) and head.has(sp.I)):
+        return [(coef, head)]
+    x, y = sp.expand(head.args[0]).as_real_imag()
+    x, y = tidy(x), tidy(y)
+    sign = -1 if y.could_extract_minus_sign() else 1
+    re, im = sp.expand(coef).as_real_imag()
+    return [(re, sp.exp(x) * sp.cos(sign * y)), (-sign * im, sp.exp(x) * sp.sin(sign * y))]
 
 
 def _merge_kept(terms: list[Term]) -> list[Term]:
