@@ -339,7 +339,7 @@ def _exp_phi2_jvp(primals, tangents):
 
 def abs_slope(x):
     """The derivative of |x| as JAX has it: 1 at 0."""
-    return where(x < 0, -1.0, 1.0 + 0.0 * x)
+    return where(x < 0, -1.0, 1.0 + 0.0 * xp.sign(x))  # sign, because x may be infinite
 
 
 @jax.custom_jvp

@@ -1,4 +1,4 @@
-"""The calculus: what it derives, against independent quadrature; what it refuses, with the reason; the formulas' shape."""
+"""The calculus: what it derives, against independent quadrature; what it refuses, and why; the formulas' shape."""
 
 import json
 import math
@@ -86,9 +86,22 @@ def test_reference(name):
             assert close(member(d, 1, 1, v12, v11, v22), kdot, math.sqrt(kdot11 * kdot22))
 
 
+RECORDED = {  # what the record means, where it is not the catalog's entry at its defaults
+    "rectified_monomial_3": ("rectified_monomial", {"q": 3}),
+    "rectified_monomial_5": ("rectified_monomial", {"q": 5}),
+    "mexican_hat": ("ricker", {}),
+    "abrelu": ("abrelu", {"A": 0.3, "B": 1.1}),
+    "exp": ("exp", {"A": 0.6}),
+    "sin": ("sin", {"A": 1.3, "B": 0.4}),
+    "gaussian": ("gaussian", {"A": 0.8}),
+    "rbf": ("rbf", {"A": 0.9}),
+}
+
+
 @pytest.mark.parametrize("name", [name for name in ORACLE if name not in OPEN])
 def test_oracle(name):
-    d = dc.derive(name)
+    id, parameters = RECORDED.get(name, (name, {}))
+    d = dc.derive(id, **parameters)
     for row in ORACLE[name]["rows"]:
         at = [float.fromhex(row[q]) for q in ("q12", "q11", "q22")]
         for m, field in ((0, "k"), (1, "kdot")):
@@ -207,12 +220,12 @@ def test_derivative_of_every_order_is_of_the_activation():
 @pytest.mark.parametrize(
     "text, names",
     [
-        ("erf(t)*Heaviside(t)", ("erf(t)", "step")),
-        ("sin(t)*Heaviside(t)", ("sin", "step")),
+        ("erf(t)*Heaviside(t)", ("erf(t)", "Heaviside(t)")),
+        ("sin(t)*Heaviside(t)", ("Heaviside(t)", "exp(I*t)")),
         ("tanh(t)", ("tanh(t)",)),
         ("erf(t)*erf(2*t)", ("erf(t)", "erf(2*t)")),
         ("exp(t**3)", ("exp(t**3)",)),
-        ("Max(sin(t), 0)", ("sin(t)",)),
+        ("Max(sin(t), 0)", ("Max", "exp(I*t)")),
     ],
 )
 def test_no_closed_form(text, names):
@@ -228,7 +241,7 @@ def test_order_of_symbolic_thresholds():
         dc.derive("Max(t - A, 0) + Max(t - B, 0) + Heaviside(t - A)*Heaviside(B - t)")
 
 
-@pytest.mark.parametrize("text, message", [("rellu", "relu"), ("swishh", "t or x"), ("sin(t) + x", "t|x")])
+@pytest.mark.parametrize("text, message", [("rellu", "relu"), ("swishh", "swish"), ("sin(t) + x", "t|x")])
 def test_not_an_activation(text, message):
     with pytest.raises(ValueError, match=message) as caught:
         dc.derive(text)
@@ -303,7 +316,8 @@ gelu_angle = sp.asin(q12 / sp.sqrt((1 + q11) * (1 + q22)))
 sin_gap, sin_sum = (sp.exp(-(A**2) * (q11 + q22 + s * 2 * q12) / 2) for s in (-1, 1))
 det = (1 + 2 * A * q11) * (1 + 2 * A * q22) - 4 * A**2 * q12**2
 
-PUBLISHED = {  # Cho & Saul 2009; Williams 1996; Tsuchida et al. 2021, Han et al. 2022; Louart et al. 2018; Williams 1996
+# Cho & Saul 2009; Williams 1996; Tsuchida et al. 2021, Han et al. 2022; Louart et al. 2018; Williams 1996
+PUBLISHED = {
     "relu": ((root + q12 * (sp.pi - arc)) / (2 * sp.pi), (sp.pi - arc) / (2 * sp.pi)),
     "erf": (
         2 / sp.pi * sp.asin(2 * q12 / sp.sqrt((1 + 2 * q11) * (1 + 2 * q22))),
@@ -322,16 +336,8 @@ PUBLISHED = {  # Cho & Saul 2009; Williams 1996; Tsuchida et al. 2021, Han et al
     "gaussian": (1 / sp.sqrt(det), 4 * A**2 * q12 / sp.sqrt(det) ** 3),
 }
 POINTS = [
-    {
-        q11: sp.Rational(13, 10),
-        q22: sp.Rational(7, 10),
-        q12: sp.Rational(2, 5),
-        A: sp.Rational(4, 5),
-        B: sp.Rational(2, 5),
-    },
-    {q11: 1, q22: 1, q12: sp.Rational(-9, 10), A: sp.Rational(1, 2), B: sp.Rational(-1, 3)},
-    {q11: sp.Rational(1, 10), q22: 3, q12: sp.Rational(1, 2), A: sp.Rational(13, 10), B: 0},
-    {q11: 2, q22: sp.Rational(1, 2), q12: sp.Rational(99, 100), A: 1, B: 1},
+    {q: sp.Rational(v) for q, v in zip((q12, q11, q22, A, B), row.split(), strict=True)}
+    for row in ("0.4 1.3 0.7 0.8 0.4", "-0.9 1 1 0.5 -0.3", "0.5 0.1 3 1.3 0", "0.99 2 0.5 1 1")
 ]
 
 
@@ -341,9 +347,10 @@ def published(name, which):
     return k if which == "k" else sp.diff(k, q12) if kdot is None else kdot
 
 
-@pytest.mark.parametrize("name, which", product(PUBLISHED, ("k", "kdot")))
+@pytest.mark.parametrize("name, which", [*product(PUBLISHED, ("k", "kdot"))])
 def test_formula_of_the_literature(name, which):
     ours, theirs = getattr(dc.derive(name), which), published(name, which)
+    ours = ours.xreplace({s: {"A": A, "B": B}[s.name] for s in ours.free_symbols - {q11, q12, q22}})
     for at in POINTS:
         assert abs(sp.N((ours - theirs).subs(at), 30)) <= 1e-14
     assert abs(sp.N((ours - 1.0000001 * theirs).subs(POINTS[0]), 30)) > 1e-14  # the comparison can fail
@@ -352,7 +359,7 @@ def test_formula_of_the_literature(name, which):
 
 
 def test_gelu_kdot_is_short():
-    """The paper's kdot of GELU: 1/4 + asin(..)/(2 pi) + one fraction over 2 pi (1 + q11)(1 + q22) gelu_root^3, about."""
+    """No longer than 1/4 + asin(..)/(2 pi) + one fraction over 2 pi (1 + q11)(1 + q22) d^(3/2)."""
     d = 1 + q11 + q22 + q11 * q22 - q12**2
     paper = (
         sp.Rational(1, 4)
@@ -413,7 +420,7 @@ def test_parameters():
 
 def test_catalog_defaults():
     d = dc.derive("gaussian")
-    assert d.defaults == {"A": Fraction(1, 2)} and "gaussian" in d.source and "Williams" in d.source
+    assert d.defaults == {"A": Fraction(1, 2)} and "gaussian" in d.source and "williams1996" in d.source
     assert dc.derive("gaussian", A=2).parameters == ()
     q = catalog.get("hermite").parameters["q"].default
     assert dc.derive("hermite").activation == dc.derive(f"hermite({q}, t)").activation
