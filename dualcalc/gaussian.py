@@ -24,7 +24,7 @@ from math import comb, factorial
 import sympy as sp
 from sympy.polys.rings import ring
 
-from .atoms import ONE, Block, differentiate, gate_derivative
+from .atoms import ONE, Block, Gate, differentiate, gate_derivative
 from .parsing import q11, q12, q22
 from .rational import HALF, Delta, divided, split_radical, tidy
 
@@ -416,9 +416,11 @@ def _ring2():
 
 
 @cache
-def _stein2(n: int, m: int) -> dict:
+def _stein2(n: int, m: int, centred: bool) -> dict:
     """E[u^n v^m gates] as {(0,): of the bare gates, (1, i, j): of E[u^i v^j gate1' gate2], (2, i, j): ...}."""
     R, L11, L12, L22, m1, m2 = _ring2()
+    if centred:
+        m1 = m2 = R(0)
     if n == m == 0:
         return {(0,): R(1)}
     out: dict[tuple, object] = {}
@@ -428,60 +430,81 @@ def _stein2(n: int, m: int) -> dict:
             out[key] = out.get(key, R(0)) + factor * p
 
     if n:
-        add(m1, _stein2(n - 1, m))
+        add(m1, _stein2(n - 1, m, centred))
         if n > 1:
-            add((n - 1) * L11, _stein2(n - 2, m))
+            add((n - 1) * L11, _stein2(n - 2, m, centred))
         if m:
-            add(m * L12, _stein2(n - 1, m - 1))
+            add(m * L12, _stein2(n - 1, m - 1, centred))
         add(L11, {(1, n - 1, m): R(1)})
         add(L12, {(2, n - 1, m): R(1)})
     else:
-        add(m2, _stein2(0, m - 1))
+        add(m2, _stein2(0, m - 1, centred))
         if m > 1:
-            add((m - 1) * L22, _stein2(0, m - 2))
+            add((m - 1) * L22, _stein2(0, m - 2, centred))
         add(L12, {(1, 0, m - 1): R(1)})
         add(L22, {(2, 0, m - 1): R(1)})
     return out
 
 
+def _stein(f: Block, g: Block, L, mu) -> dict[tuple, sp.Expr]:
+    """E[P(u) R(v) gates] by Stein's recursion, as `_stein2`; terms t^i delta(t) that vanish are left out."""
+    R, centred = _ring2()[0], mu == (0, 0)
+    numeric: dict[tuple, object] = {}  # added in the ring where the coefficients are numbers
+    symbolic: dict[tuple, sp.Expr] = {}
+    for n, a in enumerate(f.poly):
+        for m, b in enumerate(g.poly):
+            c = a * b
+            if c == 0:
+                continue
+            for key, p in _stein2(n, m, centred).items():
+                gate = f.gate if key[0] == 1 else g.gate
+                if key[0] and (gate is None or (gate.at == 0 and gate.kind != "erf" and key[key[0]] > 0)):
+                    continue
+                if c.is_Rational:
+                    numeric[key] = numeric.get(key, R(0)) + p * sp.QQ(int(c.p), int(c.q))
+                else:
+                    symbolic[key] = symbolic.get(key, sp.Integer(0)) + c * _at(p, *L, *mu)
+    for key, p in numeric.items():
+        symbolic[key] = symbolic.get(key, sp.Integer(0)) + _at(p, *L, *mu)
+    return symbolic
+
+
 def _gated_pair(f: Block, g: Block, tilt, mu, e):
     """Stein down to the bare gates; each gate's derivative is a simpler pair, treated by the same rules."""
     det, L11, L12, L22, _ = tilt
-    bare = sp.Integer(0)
-    edges: dict[tuple, list] = {}  # (which gate, power of the other variable) -> coefficients by own power
-    for n, a in enumerate(f.poly):
-        for m, b in enumerate(g.poly):
-            if a == 0 or b == 0:
-                continue
-            for key, p in _stein2(n, m).items():
-                gate = f.gate if key[0] == 1 else g.gate
-                if key[0] and (gate is None or (gate.at == 0 and gate.kind != "erf" and key[key[0]] > 0)):
-                    continue  # no gate, or t^i delta(t) = 0
-                value = a * b * _at(p, L11, L12, L22, *mu)
-                if key == (0,):
-                    bare += value
-                else:
-                    which, i, j = key
-                    own, other = (i, j) if which == 1 else (j, i)
-                    row = edges.setdefault((which, other), [])
-                    row += [sp.Integer(0)] * (own + 1 - len(row))
-                    row[own] += value
+    parts = _stein(f, g, (L11, L12, L22), mu)
+    bare = parts.pop((0,), sp.Integer(0))
     terms = [Term(bare * c, det, head) for c, head in orthant(f.gate, g.gate, tilt, mu, e)] if bare != 0 else []
-    children = [_step("Stein", f"bare gates and {len(edges)} boundary terms", "")]
-    for (which, other), own in edges.items():
-        block, partner = (f, g) if which == 1 else (g, f)
-        power = Block((*[sp.Integer(0)] * other, sp.Integer(1)), partner.alpha, partner.beta, partner.gate)
-        # the coefficients depend on q, so the boundary is taken monomial by monomial of its own variable
-        for i, c in enumerate(own):
-            if c == 0:
-                continue
-            mono = Block((*[sp.Integer(0)] * i, sp.Integer(1)), block.alpha, block.beta, block.gate)
-            for edge in gate_derivative(mono):
-                pair = (edge, power) if which == 1 else (power, edge)
-                inner, step = expect2(*pair)
-                terms += [Term(c * x.coef, x.rad, x.head) for x in inner]
-                children.append(step)
+    children = [_step("Stein", f"bare gates and {len(parts)} boundary terms", "")]
+    for which, block, partner in ((1, f, g), (2, g, f)):
+        for edge, power in _edges(block, partner, _powers(parts, which)):
+            inner, step = expect2(edge, power) if which == 1 else expect2(power, edge)
+            terms += inner
+            children.append(step)
     return terms, children
+
+
+def _powers(parts, which: int) -> dict[tuple[int, int], sp.Expr]:
+    """The boundary terms of one gate: (own power, other power) -> coefficient."""
+    return {(k[which], k[3 - which]): c for k, c in parts.items() if k[0] == which}
+
+
+def _edges(block: Block, partner: Block, parts):
+    """Pairs (gate' with what stands before it, the partner's side) that add up to one gate's boundary terms."""
+    gate = block.gate
+    if not parts or gate is None:
+        return
+    if gate.kind == "erf":  # a Gaussian: monomial by monomial, for the coefficients depend on q
+        for (i, j), c in parts.items():
+            for edge in gate_derivative(Block((*[sp.Integer(0)] * i, c), block.alpha, block.beta, gate)):
+                yield edge, Block((*[sp.Integer(0)] * j, sp.Integer(1)), partner.alpha, partner.beta, partner.gate)
+        return
+    poly = [sp.Integer(0)] * (1 + max(j for _, j in parts))
+    for (i, j), c in parts.items():  # t^i delta(t - p) = p^i delta(t - p)
+        poly[j] += c * gate.at**i
+    weight = (2 if gate.kind == "sign" else gate.kappa) * sp.exp(block.alpha * gate.at**2 + block.beta * gate.at)
+    edge = Block((weight,), gate=Gate("delta", sp.Integer(0), gate.at))
+    yield edge, Block(tuple(poly), partner.alpha, partner.beta, partner.gate)
 
 
 def orthant(g1, g2, tilt, mu, e):
