@@ -1,6 +1,7 @@
 """Rounding error of generated code over the hard grid of `tests/accuracy.py`: the acceptance line A2.
 
-The exhaustive run (`slow`) takes every catalog entry with a closed form, in both precisions; the fast one a thinned grid.
+The exhaustive run (`slow`) takes every catalog entry with a closed form, in both precisions; the fast one a thinned
+grid.
 """
 
 from functools import lru_cache

@@ -287,7 +287,7 @@ def derivatives(id, m):
 
 
 def difference_table(id, m, point):
-    """Gradient and Hessian of K_mm by central differences in 200-bit balls: with h = 2^-26 their error is about 1e-15."""
+    """Gradient and Hessian of K_mm by central differences in 200-bit balls: with h = 2^-26 to about 1e-15."""
     d, names, h = dc.derive(id), list(DIFFERENTIATED[id]), 2.0**-26
 
     def f(*x):
