@@ -18,6 +18,7 @@ import sympy as sp
 from .parsing import t
 
 MAX_DEGREE = 64  # of a polynomial factor; the parser has the same cap
+MAX_BLOCKS = 24  # of a normal form: the work grows with their square
 
 
 class NoClosedForm(ValueError):
@@ -127,6 +128,8 @@ class Smooth(dict):
                         f"{g1.text(t)} times {g2.text(t)}: a product of two error functions leaves the closed class. "
                         "Way out: the Hermite expansion of the whole activation"
                     )
+                if len(out) > MAX_BLOCKS:
+                    raise _too_many(len(out))
                 key = (sp.expand(a1 + a2), sp.expand(b1 + b2), g1 or g2)
                 poly = _trim(sp.expand(c) for c in poly_mul(p1, p2))
                 out = out.plus(Smooth({key: poly})) if poly else out
@@ -478,7 +481,16 @@ def blocks(f: Pieces) -> tuple[Block, ...]:
         out += _gated(f.pieces[i + 1].plus(f.pieces[i], -1), Gate("step", sp.Integer(1), f.breaks[i]))
     for i in range(first_left - 1, -1, -1):
         out += _gated(f.pieces[i].plus(f.pieces[i + 1], -1), Gate("step", sp.Integer(-1), f.breaks[i]))
+    if len(out) > MAX_BLOCKS:
+        raise _too_many(len(out))
     return tuple(out)
+
+
+def _too_many(n: int) -> NoClosedForm:
+    return NoClosedForm(
+        f"the activation expands to {n} blocks or more; at most {MAX_BLOCKS} are supported. "
+        "Way out: write it with fewer pieces, frequencies or factors"
+    )
 
 
 def _pure_polynomial_exponents(f: Pieces) -> bool:

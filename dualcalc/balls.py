@@ -120,6 +120,8 @@ def ball(e: sp.Expr, env: Mapping, argument: bool = False) -> arb:
         return _exp_phi2(*(ball(a, env, True) for a in e.args))
     if isinstance(e, Phi2):
         raise ValueError("Phi2 is for reading; evaluate the terms instead")
+    if e.is_number and e.func not in FUNCTIONS:  # an algebraic root
+        return exact(sp.Rational(sp.N(e, 80)))
     return FUNCTIONS[e.func](ball(e.args[0], env, True))
 
 

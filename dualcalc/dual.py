@@ -292,7 +292,9 @@ def _is_scalar(value) -> bool:
 def exact(value, name: str) -> sp.Expr:
     """A parameter value as an exact number: a float is the decimal that it prints as."""
     if isinstance(value, sp.Expr):
-        return value
+        if value.is_number and value.is_real and value.is_finite:
+            return value
+        raise ValueError(f"{name} = {value}: a finite real number was expected, without symbols")
     try:
         fraction = catalog.exact(value.item() if hasattr(value, "item") else value)
     except ValueError as error:
@@ -326,6 +328,8 @@ def from_entry(entry: catalog.Entry, signs: Mapping[str, dict[str, bool]] | None
 
 def _own_variable(expr: sp.Expr) -> sp.Expr:
     """A user's SymPy expression in our real variable t, its parameters real."""
+    if expr.has(sp.I, sp.zoo, sp.nan, sp.oo):
+        raise ValueError(f"{expr}: an activation is a finite real function; this is not")
     variables = {s for s in expr.free_symbols if s.name in ("t", "x")}
     if len(variables) > 1:
         raise ValueError(f"two variables came in {expr}: an activation has one, t or x")
@@ -380,6 +384,11 @@ def from_kernel(kernel=None, *, kappa=None, source: str = "", defaults=None, ass
     if isinstance(kernel, str):
         source = source or kernel
         kernel = parsing.parse_kernel(kernel, parameters=known)
+    if not isinstance(kernel, sp.Expr):
+        raise ValueError(
+            f"a kernel is a text or SymPy expression in q11, q12, q22, or a callable (q12, q11, q22); "
+            f"a {type(kernel).__name__} came"
+        )
     ours = {"q11": q11, "q12": q12, "q22": q22}
     kernel = kernel.xreplace({s: ours.get(s.name, _real(s)) for s in kernel.free_symbols})
     values = {s: exact(parameters[s.name], s.name) for s in kernel.free_symbols if s.name in parameters}
