@@ -158,8 +158,9 @@ def divided(expr: sp.Expr, rad: sp.Expr) -> sp.Expr:
     both = [sp.expand(x.xreplace({Delta: SUBTRACTED})) for x in (numerator, rad)]
     if len(sp.Add.make_args(both[0])) > 30 or not all(x.is_polynomial(q11, q12, q22) for x in both):
         return expr
-    (quotient,), rest = sp.reduced(both[0], [both[1]], q11, q22, q12)
-    if quotient == 0:
+    quotients, rest = sp.reduced(both[0], [both[1]], q11, q22, q12)
+    if not quotients or quotients[0] == 0:
         return expr
+    quotient = quotients[0]
     candidate = tidy(quotient) * rad + tidy(rest)
     return candidate / denominator if ugliness(candidate) < ugliness(sp.expand(numerator)) else expr

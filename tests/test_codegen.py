@@ -21,6 +21,9 @@ import sympy as sp
 import dualcalc as dc
 from dualcalc import balls, catalog, codegen, dual
 
+# Minutes of XLA compilation: the exhaustive tier, `make test-slow`.
+pytestmark = pytest.mark.slow
+
 REFERENCE = json.loads((Path(__file__).parent / "data" / "activations.json").read_text())["activations"]
 CLOSED = [id for id, entry in catalog.load().items() if entry.closed_form]
 OPEN = {"tanh", "silu", "softplus"}  # outside the class, in the reference for approximations
