@@ -169,7 +169,7 @@ class Activation:
 def _projected(q12: Array, q11: Array, q22: Array) -> Array:
     """q12 within Cauchy-Schwarz, with the derivative of q12.
 
-    For parallel rows x.y can overshoot |x| |y| by the rounding of d additions, more than the 8 eps q11 q22 in the
+    For parallel rows x.y can overshoot |x| |y| by the rounding of d additions, more than the 10 eps q11 q22 in the
     determinant that `runtime.gram_det` forgives (beyond them it says NaN). Two eps are left over the edge: there the
     determinant is exactly 0, where rounding of the square roots would put a pair just inside (NTK of relu: 1e-8)."""
     most = jnp.sqrt(q11) * jnp.sqrt(q22) * (1 + 2 * float(jnp.finfo(q12.dtype).eps))
