@@ -76,7 +76,9 @@ def is_zero(c: sp.Expr) -> bool:
     if not c.has(sp.exp, sp.Pow, sp.cos, sp.sin):
         return False
     # one value that is not zero decides at once what `simplify` needs seconds for
-    probe = {x: sp.Rational(-7 if x.is_negative else 7, 5 + 2 * i) for i, x in enumerate(sorted(c.free_symbols, key=str))}
+    probe = {
+        x: sp.Rational(-7 if x.is_negative else 7, 5 + 2 * i) for i, x in enumerate(sorted(c.free_symbols, key=str))
+    }
     value = c.evalf(20, subs=probe, maxn=40)
     return not (value.is_number and abs(value) > 1e-12) and sp.simplify(c) == 0
 

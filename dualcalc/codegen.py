@@ -25,7 +25,7 @@ import sympy as sp
 from . import balls, runtime
 from .atoms import NoClosedForm
 from .dual import Dual, derive, exact
-from .gaussian import Angle, ExpNdtr, ExpPhi2, Term
+from .gaussian import Angle, ExpNdtr, ExpPhi2, Term, harmonics
 from .parsing import q11, q12, q22
 from .rational import Delta
 
@@ -98,7 +98,7 @@ def _pair_exponentials(terms: list[Term]) -> list[Term]:
         x = sp.factor(sp.together((e1 - e2) / 2))
         top = Larger(e1, e2, x)
         for c, head in ((first.coef + partner.coef, ExpCosh), (first.coef - partner.coef, ExpSinh)):
-            c = sp.trigsimp(c) if c.has(sp.cos, sp.sin) else sp.expand(c)
+            c = harmonics(c) if c.has(sp.cos, sp.sin) else sp.expand(c)
             if c != 0:
                 out.append(Term(c, first.rad, head(top, x)))
     return out

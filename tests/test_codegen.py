@@ -180,8 +180,8 @@ def test_reference(name):
 
 @pytest.mark.parametrize("text, norm", [("Max(t - 16, 0)", 1.0), ("Heaviside(t - 16)", 1.0), ("hardtanh", 2.0**-8)])
 def test_thresholds_far_out(text, norm):
-    """16 standard deviations: k11 of the first is about 1e-61, right to 9 digits, as the README says; no NaN, float32 may
-    say zero."""
+    """16 standard deviations: k11 of the first is about 1e-61, right to 9 digits (see the README); nothing is NaN, and
+    float32 may say zero."""
     d, f = dc.derive(text), dc.compile(text)
     for c, m in itertools.product((0.0, 0.5, -0.5, 0.999, -0.999, 1.0, -1.0), (0, 1)):
         if m and d.jumps:
