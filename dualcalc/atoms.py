@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import sympy as sp
 
-from .parsing import t
+from .parsing import q11, q12, q22, t
 
 MAX_DEGREE = 64  # of a polynomial factor; the parser has the same cap
 MAX_BLOCKS = 24  # of a normal form: the work grows with their square
@@ -70,17 +70,15 @@ def is_zero(c: sp.Expr) -> bool:
     """Whether a coefficient vanishes identically (exactly decided for the constants that occur here)."""
     if c.is_Rational:
         return c == 0
-    c = sp.expand(c)
-    if c == 0 or c.is_zero is True:
-        return True
-    if not c.has(sp.exp, sp.Pow, sp.cos, sp.sin):
-        return False
     # one value that is not zero decides at once what `simplify` needs seconds for
-    probe = {
-        x: sp.Rational(-7 if x.is_negative else 7, 5 + 2 * i) for i, x in enumerate(sorted(c.free_symbols, key=str))
-    }
-    value = c.evalf(20, subs=probe, maxn=40)
-    return not (value.is_number and abs(value) > 1e-12) and sp.simplify(c) == 0
+    symbols = sorted(c.free_symbols, key=lambda x: x.name)
+    value = c.evalf(
+        15, subs={x: sp.Rational(-7 if x.is_negative else 7, 5 + 2 * i) for i, x in enumerate(symbols)}, maxn=40
+    )
+    if value.is_number and abs(value) > 1e-10:
+        return False
+    c = sp.expand(c)
+    return c == 0 or c.is_zero is True or (bool(c.has(sp.exp, sp.Pow, sp.cos, sp.sin)) and sp.simplify(c) == 0)
 
 
 def _trim(poly: Iterable[sp.Expr]) -> tuple[sp.Expr, ...]:
@@ -557,13 +555,17 @@ def differentiate(s: tuple[Block, ...]) -> tuple[Block, ...]:
 def gate_derivative(b: Block) -> tuple[Block, ...]:
     """poly(t) exp(...) gate'(t), as blocks; empty without a gate."""
     g = b.gate
-    if g is None:
+    if g is None or not b.poly:
         return ()
     if g.kind == "erf":  # erf' = (2 kappa/sqrt(pi)) exp(-(kappa t + d)^2)
         c = 2 * g.kappa / sp.sqrt(sp.pi) * sp.exp(-(g.at**2))
         k2, kd = sp.expand(g.kappa**2), sp.expand(2 * g.kappa * g.at)
         return (Block(tuple(c * x for x in b.poly), b.alpha - k2, b.beta - kd),)
     weight = 2 if g.kind == "sign" else g.kappa
-    value = sp.Add(*(c * g.at**n for n, c in enumerate(b.poly))) * sp.exp(b.alpha * g.at**2 + b.beta * g.at)
-    value = sp.expand(weight * value)
-    return () if is_zero(value) else (Block((value,), gate=Gate("delta", sp.Integer(0), g.at)),)
+    value = weight * b.poly[0]
+    if g.at != 0:
+        value = sp.Add(*(c * g.at**n for n, c in enumerate(b.poly))) * sp.exp(b.alpha * g.at**2 + b.beta * g.at)
+        value = sp.expand(weight * value)
+    if value == 0 or (not value.has(q11, q12, q22) and is_zero(value)):
+        return ()
+    return (Block((value,), gate=Gate("delta", sp.Integer(0), g.at)),)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import lru_cache
 
 import flint
 import sympy as sp
@@ -63,18 +64,23 @@ def value(terms: list[Term], env: Mapping) -> arb:
 
 def product(factors, env) -> arb:
     """A product in which a division by zero makes the whole zero: the Quotient convention."""
-    flat = [f for factor in factors for f in sp.Mul.make_args(factor)]
-    together: dict[sp.Expr, sp.Expr] = {}
-    for f in flat:  # powers of one base meet before anything is divided: Delta/sqrt(Delta)
-        base, power = f.as_base_exp() if f.is_Pow else (f, sp.Integer(1))
-        together[base] = together.get(base, sp.Integer(0)) + power
-    for base, power in together.items():
-        if power.is_negative and base.is_Symbol and _is_zero(env[base]):
-            return ZERO
+    powers = _powers(tuple(factors))
+    if any(power.is_negative and base.is_Symbol and _is_zero(env[base]) for base, power in powers):
+        return ZERO
     out = ONE
-    for base, power in together.items():
+    for base, power in powers:
         out *= _power(ball(base, env), power, env)
     return out
+
+
+@lru_cache(maxsize=4096)
+def _powers(factors: tuple[sp.Expr, ...]) -> tuple[tuple[sp.Expr, sp.Expr], ...]:
+    """A product as powers; those of one base meet before anything is divided: Delta/sqrt(Delta)."""
+    together: dict[sp.Expr, sp.Expr] = {}
+    for f in (f for factor in factors for f in sp.Mul.make_args(factor)):
+        base, power = f.as_base_exp() if f.is_Pow else (f, sp.Integer(1))
+        together[base] = together.get(base, sp.Integer(0)) + power
+    return tuple(together.items())
 
 
 def _power(x: arb, n: sp.Expr, env) -> arb:
@@ -88,12 +94,18 @@ def _power(x: arb, n: sp.Expr, env) -> arb:
     return x ** ball(n, env)
 
 
-def ball(e: sp.Expr, env: Mapping, argument: bool = False) -> arb:
-    """One expression; `argument` selects the Ratio convention for divisions by zero."""
-    if e.is_Rational:
-        return exact(e)
+def ball(e: sp.Expr, env: dict, argument: bool = False) -> arb:
+    """One expression; `argument` selects the Ratio convention for divisions by zero. `env` keeps what was computed."""
     if e.is_Symbol:
         return env[e]
+    if (e, argument) not in env:
+        env[e, argument] = _ball(e, env, argument)
+    return env[e, argument]
+
+
+def _ball(e: sp.Expr, env: dict, argument: bool) -> arb:
+    if e.is_Rational:
+        return exact(e)
     if e is sp.pi:
         return arb.pi()
     if e is sp.E:

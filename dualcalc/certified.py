@@ -229,10 +229,11 @@ def sup(f: Program, lo: float, hi: float, height: float) -> float:
     """
     best = float(f(acb((lo + hi) / 2, height), BALLS).abs_upper())
     best = best if best < math.inf else 0.0
-    todo = [(lo, hi, 0.0, height, 0)]
+    todo, small = [(lo, hi, 0.0, height, 0)], 1e-12 * (1 + max(abs(lo), abs(hi)))  # covers the ends' rounding
     while todo:
         x0, x1, y0, y1, depth = todo.pop()
-        box = acb(arb((x0 + x1) / 2, (x1 - x0) / 2 * (1 + 1e-9) + 1e-12), arb((y0 + y1) / 2, (y1 - y0) / 2 + 1e-12))
+        x_rad, y_rad = (x1 - x0) / 2 * (1 + 1e-9) + small, (y1 - y0) / 2 + small
+        box = acb(arb((x0 + x1) / 2, x_rad), arb((y0 + y1) / 2, y_rad))
         value = f(box, BALLS)
         size = float(value.abs_upper())
         if size <= max(best, 4 * float(value.abs_lower())) or (depth == BOXES and size < math.inf):

@@ -1,10 +1,11 @@
-"""From terms to code that stands alone: printers over shared tables, stability rewrites as values, `emit`, `compile`.
+"""From terms, or from coefficient tables, to code that stands alone: `emit` and `compile`.
 
 The bridge between the symbolic half and the numeric one. A generated module imports nothing but its target; it carries
 the source of the runtime primitives that it uses, the members K_mn of Price's family, and `k` and `kdot` on top.
 Numerics (MATH.md section 3): Delta by an error-free product, guarded quotients where a norm or Delta can vanish,
 `exp(..) Phi(..)` and `exp(..) Phi2(..)` in log space, sinh for paired exponentials, and kdot integrated where the
-closed form of k cancels at small norms.
+closed form of k cancels at small norms. An activation outside the closed class is printed from the tables of
+`approximate.py`, with the same public functions.
 """
 
 from __future__ import annotations
@@ -15,303 +16,24 @@ import re
 import textwrap
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from typing import NamedTuple
 
 import numpy as np
 import sympy as sp
 
-from . import balls, runtime
+from . import approximate, balls, expansions, runtime
 from .atoms import NoClosedForm
-from .dual import Dual, derive, exact
-from .gaussian import Angle, ExpNdtr, ExpPhi2, Term, harmonics
+from .dual import Dual, derive, exact, resolve
 from .parsing import q11, q12, q22
+from .printing import body, guard, literal, statements, text
 from .rational import Delta
 
 TARGETS = ("jax", "numpy", "numba", "torch", "latex")
-VANISHING = (q11, q22, Delta)  # may be zero at admissible inputs: never divided by without a guard
-
-
-# ---- stability rewrites: values, each with its own test -------------------------------------------------------------
-
-
-class Ratio(sp.Function):
-    """x / y in the argument of a head: x/0 is infinite, 0/0 is 0."""
-
-    nargs = 2
-
-
-class Quotient(sp.Function):
-    """x / y in a coefficient: anything over 0 is 0 (the head beside it, or the numerator, vanishes faster)."""
-
-    nargs = 2
-
-
-class ExpSinh(sp.Function):
-    """exp(g - |x|) sinh(x)"""
-
-    nargs = 2
-
-
-class ExpCosh(sp.Function):
-    """exp(g - |x|) cosh(x)"""
-
-    nargs = 2
-
-
-class Together(sp.Function):
-    """A sum that is computed before it is multiplied."""
-
-    nargs = 1
-
-
-class Larger(sp.Function):
-    """The larger of two exponents, Larger(e1, e2, x) with x = (e1 - e2)/2."""
-
-    nargs = 3
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """A named rewriting of a list of terms, with the reason for it."""
-
-    name: str
-    why: str
-    apply: Callable[[list[Term]], list[Term]]
-
-
-def _pair_exponentials(terms: list[Term]) -> list[Term]:
-    """c1 exp(S + x) + c2 exp(S - x) -> exp(S) ((c1 + c2) cosh x + (c1 - c2) sinh x), x odd in q12.
-
-    Where x grows with the norms (no tilt, so no radical) and c1, c2 depend on them, the two are left apart: far from
-    the origin one of c1, c2 may be much the smaller (t*cos(t): (q11 - q12)(q22 - q12) beside their sums)."""
-    out, left = [], list(terms)
-    while left:
-        first = left.pop(0)
-        partner = next((o for o in left if _mirrored(first, o)), None)
-        if partner is None:
-            out.append(first)
-            continue
-        left.remove(partner)
-        e1, e2 = first.head.args[0], partner.head.args[0]
-        x = sp.factor(sp.together((e1 - e2) / 2))
-        top = Larger(e1, e2, x)
-        for c, head in ((first.coef + partner.coef, ExpCosh), (first.coef - partner.coef, ExpSinh)):
-            c = harmonics(c) if c.has(sp.cos, sp.sin) else sp.expand(c)
-            if c != 0:
-                out.append(Term(c, first.rad, head(top, x)))
-    return out
-
-
-def _mirrored(a: Term, b: Term) -> bool:
-    both = isinstance(a.head, sp.exp) and isinstance(b.head, sp.exp) and a.rad == b.rad
-    bounded = a.rad != 1 or not (a.coef / b.coef).has(q11, q12, q22, Delta)
-    return bool(
-        both and bounded and a.head.args[0].has(q12) and sp.expand(a.head.args[0].subs(q12, -q12) - b.head.args[0]) == 0
-    )
-
-
-def _gap(e: sp.Expr) -> sp.Expr:
-    """c q11 + c q22 -+ 2c q12 -> c ((q11 -+ q12) + (q22 -+ q12)), and c q12 - c q11 -> c (q12 - q11).
-
-    The differences are exact by Sterbenz where the q's are close; multiplied out they are not."""
-
-    def one(add):
-        c = {s: add.coeff(s) for s in (q11, q22, q12)}
-        if c[q11] == c[q22] != 0 and c[q12] in (2 * c[q11], -2 * c[q11]):
-            rest = sp.expand(add - c[q11] * q11 - c[q22] * q22 - c[q12] * q12)
-            sign = c[q12] / c[q11] / 2
-            return rest + c[q11] * (Together(q11 + sign * q12) + Together(q22 + sign * q12))
-        numbers = {abs(x.as_coeff_Mul()[0]) for x in add.args}
-        if len(numbers) == 1 and (number := numbers.pop()) != 1:
-            return number * Together(sp.Add(*(x / number for x in add.args)))
-        return add
-
-    return e.replace(lambda x: x.is_Add, one)
-
-
-def _gaps(terms: list[Term]) -> list[Term]:
-    return [replace(x, head=x.head.func(*map(_gap, x.head.args))) if x.head.args else x for x in terms]
-
-
-REWRITES = (
-    Rewrite("pair exponentials", "sin at small norms: exp - exp loses every digit, sinh none", _pair_exponentials),
-    Rewrite("gap", "exponents such as (q11 + q22 - 2 q12)/Delta near c = 1", _gaps),
-)
-
-
-def _exchange(e: sp.Expr) -> sp.Expr:
-    return e.xreplace({q11: q22, q22: q11})
-
-
-# ---- the printer ----------------------------------------------------------------------------------------------------
-
-
-def guard(e: sp.Expr, quotient=Quotient) -> sp.Expr:
-    """Every division by something that can vanish, as a Quotient (in coefficients) or Ratio (in arguments)."""
-    if e.is_number:
-        return e if e.is_Rational else sp.N(e, 20)
-    if not e.args:
-        return e
-    if isinstance(e, sp.Function):
-        return e.func(*(guard(a, Ratio) for a in e.args))
-    if e.is_Add:
-        return sp.Add(*(guard(a, quotient) for a in e.args), evaluate=False)
-    if e.is_Mul or e.is_Pow:
-        over, under = [], []
-        for f in sp.Mul.make_args(e):
-            base, power = f.as_base_exp() if f.is_Pow else (f, sp.Integer(1))
-            if base in VANISHING and power.is_negative:
-                under.append(base ** (-power))
-            elif f.is_Pow:
-                over.append(sp.Pow(guard(base, quotient), power))
-            else:
-                over.append(guard(f, quotient))
-        numbers = sp.Mul(*(f for f in over if f.is_number))
-        over = [f for f in over if not f.is_number]
-        if numbers != 1 or not over:
-            over.insert(0, numbers if numbers.is_Rational else sp.N(numbers, 20))
-        top = sp.Mul(*over, evaluate=False) if len(over) > 1 else over[0]
-        return quotient(top, sp.Mul(*under)) if under else top
-    return e
-
-
-# SymPy head -> how it reads in array code; one table for every target (xp is its array module)
-CALLS = {
-    sp.exp: "xp.exp({0})",
-    sp.log: "xp.log({0})",
-    sp.sin: "xp.sin({0})",
-    sp.cos: "xp.cos({0})",
-    sp.tan: "xp.tan({0})",
-    sp.sinh: "xp.sinh({0})",
-    sp.cosh: "xp.cosh({0})",
-    sp.tanh: "xp.tanh({0})",
-    sp.atan: "xp.arctan({0})",
-    sp.asin: "angle({0}, root((1.0 - {0}) * (1.0 + {0})))",
-    sp.acos: "(1.5707963267948966 - angle({0}, root((1.0 - {0}) * (1.0 + {0}))))",
-    sp.erf: "erf({0})",
-    sp.Abs: "xp.abs({0})",
-    sp.sign: "xp.sign({0})",
-    Larger: "where({2} < 0, {1}, {0})",
-    Together: "({0})",
-    Ratio: "ratio({0}, {1})",
-    Quotient: "quotient({0}, {1})",
-    Angle: "angle({0}, root({1}))",
-    ExpNdtr: "exp_ndtr({0}, {1}, {2})",
-    ExpSinh: "exp_sinh({0}, {1})",
-    ExpCosh: "exp_cosh({0}, {1})",
-}
-
-
-def literal(c: sp.Expr) -> str:
-    """A number as the shortest float text that is right to the last bit."""
-    value = float(sp.N(c, 30))
-    return repr(value)
-
-
-def text(e: sp.Expr) -> str:
-    """An expression as array code, numbers folded to one literal each."""
-    if e.is_number:
-        return literal(e)
-    if e.is_Symbol:
-        return e.name
-    if e.is_Add:
-        parts = []
-        for a in e.args:
-            s = text(a)
-            parts.append(f" - {s[1:]}" if s.startswith("-") else f" + {s}")
-        joined = "".join(parts)
-        return f"({joined[3:]})" if joined.startswith(" + ") else f"(-{joined[3:]})"
-    if e.is_Mul:
-        return _product(e)
-    if e.is_Pow:
-        return _power(*e.args)
-    filled = e.func in (ExpNdtr, ExpSinh, ExpCosh)
-    return CALLS[e.func].format(*(argument(a) if filled else _bare(text(a)) for a in e.args))
-
-
-def argument(e: sp.Expr) -> str:
-    """An argument of a primitive that takes arrays only."""
-    return f"filled({literal(e)}, q11)" if e.is_number else _bare(text(e))
-
-
-def _bare(s: str) -> str:
-    """Without the outer parentheses, where they enclose everything."""
-    if not (s.startswith("(") and s.endswith(")")):
-        return s
-    depth = 0
-    for i, ch in enumerate(s):
-        depth += (ch == "(") - (ch == ")")
-        if depth == 0 and i < len(s) - 1:
-            return s
-    return s[1:-1]
-
-
-def _product(e: sp.Expr) -> str:
-    numbers = [f for f in e.args if f.is_number]
-    number = sp.Mul(*numbers)
-    over, under = [], []
-    for f in e.args:
-        if f.is_number:
-            continue
-        if f.is_Pow and f.args[1].is_number and f.args[1].is_negative:
-            under.append(text(f.args[0] ** -f.args[1]))
-        else:
-            over.append(text(f))
-    value = float(sp.N(number, 30))
-    lead = "" if value == 1 and over else "-" if value == -1 and over else repr(value) + ("*" if over else "")
-    body = lead + "*".join(over)
-    if not under:
-        return body
-    return f"{body}/{under[0] if len(under) == 1 else '(' + '*'.join(under) + ')'}"
-
-
-def _power(base: sp.Expr, n: sp.Expr) -> str:
-    b = text(base)
-    root = f"root({_bare(b)})" if base in VANISHING else f"xp.sqrt({_bare(b)})"
-    if n.is_Integer and n > 0:
-        return "*".join([b] * int(n)).join("()") if n <= 4 and base.is_Symbol else f"{b}**{n}"
-    if n == sp.Rational(1, 2):
-        return root
-    if n.is_Rational and n.q == 2 and n > 0:
-        return f"({root}*{_power(base, n - sp.Rational(1, 2))})"
-    if n.is_number and n.is_negative:
-        return f"1.0/{_power(base, -n) if n != -1 else b}"
-    return f"{b}**{text(n)}"
-
-
-def body(terms: list[Term], stack: bool) -> tuple[list[str], str]:
-    """Assignments and the returned expression of one member; its Phi2 calls are stacked into one."""
-    for rewrite in REWRITES:
-        terms = rewrite.apply(terms)
-    parts = [x.coef / sp.sqrt(x.rad) * x.head if x.head != 1 else x.coef / sp.sqrt(x.rad) for x in terms]
-    return statements(sp.Add(*(guard(p) for p in parts), evaluate=False) if parts else sp.Integer(0), stack)
-
-
-def statements(total: sp.Expr, stack: bool) -> tuple[list[str], str]:
-    """Common subexpressions named, in dependency order, Phi2 calls between those that feed them and those they feed."""
-    calls = sorted(total.atoms(ExpPhi2), key=sp.default_sort_key)
-    feeding = [a if i < 9 else sp.sqrt(a) for c in calls for i, a in enumerate(c.args)]  # the last is x^2
-    names = sp.symbols(f"p0:{len(calls)}", real=True)
-    total = total.xreplace(dict(zip(calls, names, strict=True)))
-    shared, reduced = sp.cse([*feeding, total], symbols=sp.numbered_symbols("x"))
-    after: set[sp.Symbol] = set(names)
-    early: list[str] = []
-    late: list[str] = []
-    for symbol, value in shared:
-        depends = bool(value.free_symbols & after)
-        after |= {symbol} if depends else set()
-        (late if depends else early).append(f"{symbol} = {_bare(text(value))}")
-    lines = early
-    if calls:
-        rows = [", ".join(argument(a) for a in reduced[10 * i : 10 * i + 10]) for i in range(len(calls))]
-        if stack and len(calls) > 1:
-            lines = [*early, f"{', '.join(n.name for n in names)} = stacked_phi2(", *(f"    ({r})," for r in rows), ")"]
-        else:
-            lines = [*early, *(f"{n.name} = exp_phi2({r})" for n, r in zip(names, rows, strict=True))]
-    return [*lines, *late], _bare(text(reduced[-1]))
-
+TOL, NORMS = 1e-6, (1e-3, 10.0)
+"""Of an approximation, where nothing else is asked: error over sqrt(k11 k22), and the range of the norms sqrt(q)."""
 
 # ---- members --------------------------------------------------------------------------------------------------------
 
@@ -495,16 +217,23 @@ def _code(dual: Dual, target: str) -> list[str]:
     return [runtime.HEADERS[target], runtime.source(used, target), members, public]
 
 
-def emit(dual, target: str = "jax", **parameters) -> str:
+def emit(dual, target: str = "jax", *, tol: float = TOL, norms: tuple[float, float] = NORMS, **parameters) -> str:
     """The source of a module that stands alone and defines `k(q12, q11, q22)` and `kdot(q12, q11, q22)`.
 
     dual     a Dual, or whatever `derive` takes (with its parameters)
     target   "jax" | "numpy" | "numba" | "torch" | "latex"
+    tol      of an activation without closed form: the error of k over sqrt(k11 k22), of kdot over sqrt(kdot11 kdot22)
+    norms    and the range of sqrt(q11) and sqrt(q22) in which that holds
     The text is the same to the byte for the same input and version; it imports nothing but its target.
     """
     if target not in TARGETS:
         raise ValueError(f"target {target!r} came; one of {', '.join(TARGETS)} was expected")
-    dual = derive(dual, **parameters)
+    found = _closed_or_open(dual, parameters)
+    if found.reason is not None:
+        if target == "latex":
+            raise found.reason
+        return _emit_tables(found.dual, approximation(found.dual, tol, norms), target)
+    dual = found.dual
     if target == "latex":
         return _latex(dual)
     if dual.kernel is not None and not isinstance(dual.kernel, sp.Expr):
@@ -518,11 +247,180 @@ def emit(dual, target: str = "jax", **parameters) -> str:
     return "\n\n\n".join(p for p in parts if p) + "\n"
 
 
+class Found(NamedTuple):
+    """A dual, and why it has no closed form (None where it has one)."""
+
+    dual: Dual
+    reason: NoClosedForm | None
+
+
+def _closed_or_open(activation, parameters) -> Found:
+    try:
+        return Found(derive(activation, **parameters), None)
+    except NoClosedForm as reason:
+        dual = activation if isinstance(activation, Dual) else resolve(activation, **parameters)
+        if dual.parameters and all(s.name in dual.defaults for s in dual.parameters):
+            dual = resolve(dual.activation, **{s.name: exact(dual.defaults[s.name], s.name) for s in dual.parameters})
+        if dual.parameters:
+            names = ", ".join(s.name for s in dual.parameters)
+            raise NoClosedForm(f"{reason}. An approximation needs numbers for its parameters: {names}") from None
+        return Found(dual, reason)
+
+
 def load(source: str, name: str) -> types.ModuleType:
     """A generated module, executed. The text comes from this file's printers, never from a user."""
     module = types.ModuleType(f"dualcalc_generated_{name}")
     exec(builtins.compile(source, f"<dualcalc {name}>", "exec"), module.__dict__)
     return module
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=32)
+def _approximation(activation: sp.Expr, tol: float, norms: tuple[float, float]) -> approximate.Approximation:
+    return approximate.build(activation, tol, norms)
+
+
+def approximation(dual: Dual, tol: float, norms: tuple[float, float]) -> approximate.Approximation:
+    """The tables of an activation (seconds to build; kept)."""
+    try:
+        low, high = map(float, norms)
+        return _approximation(dual.activation, float(tol), (low, high))
+    except TypeError:
+        raise ValueError(
+            f"tol = {tol!r}, norms = {norms!r} came; a number and two numbers (least, greatest) were expected"
+        ) from None
+
+
+def _table_text(name: str, table: approximate.Table) -> str:
+    """A table as the dictionary that the primitives of `runtime.py` take."""
+
+    def numbers(values) -> str:
+        row = ", ".join(repr(float(v)) for v in values)
+        return "\n".join(textwrap.wrap(f"({row},),", 112, initial_indent=" " * 8, subsequent_indent=" " * 8))
+
+    def part(which: approximate.Part | None) -> list[str]:
+        if which is None:
+            return ["None,"]
+        rows = [numbers(row) for row in which.features.T]
+        signs = ", ".join("-1" if s < 0 else "1" for s in which.signs)
+        wrapped = (
+            textwrap.fill(f"({x},),", 112, initial_indent="    ", subsequent_indent="    ")
+            for x in (", ".join(map(str, which.ranks)), signs)
+        )
+        ranks, signs = wrapped
+        return ["(", ranks, "    (", *rows, "    ),", signs, "),"]
+
+    low, high = table.norms
+    lines = [
+        f"{name} = {{",
+        f'"basis": "{table.basis}",',
+        f'"variances": ({low * low!r}, {high * high!r}),',
+        f'"affine": {tuple(map(float, table.affine))!r},',
+        f'"variable": {(float(table.shift), *map(float, table.interval))!r},',
+        f'"constant": {float(table.constant)!r}, "linear": {float(table.linear)!r},',
+        '"log_scale":',
+        numbers(table.log_scale),
+        '"even":',
+        *part(table.even),
+        '"odd":',
+        *part(table.odd),
+        "}",
+    ]
+    return "\n".join(lines)
+
+
+def _emit_tables(dual: Dual, tables: approximate.Approximation, target: str) -> str:
+    members = [("K22", tables.kddot)] if target == "jax" and tables.kddot is not None else []
+    members += [("K11", tables.kdot)] if tables.kdot is not None else []
+    members += [("K00", tables.k)]
+    constants = "\n\n".join(_table_text(f"{name}_TABLE", table) for name, table in members)
+    functions, slope = [], ""
+    for name, _ in members:
+        functions.append(f"{name} = tabulated({name}_TABLE{slope if target == 'jax' else ''})")
+        slope = f", {name}"
+    jit = "jax.jit({0})" if target == "jax" else "{0}"
+    public = []
+    for name, member, meaning in (
+        ("k", "K00", "E[s(u) s(v)]: one NNGP layer"),
+        ("kdot", "K11", "E[s'(u) s'(v)]: the NTK's factor"),
+    ):
+        if name == "kdot" and tables.kdot is None:
+            public.append(f'def kdot(q12, q11, q22):\n    """Has no value here."""\n    raise ValueError({JUMPS!r})')
+            continue
+        diagonal = jit.format(f"table_diagonal({member}_TABLE)")
+        functions.append(f"jitted_{member}, diagonal_{member} = {jit.format(member)}, {diagonal}")
+        public.append(
+            f'def {name}(q12, q11, q22):\n    """{meaning}; NaN outside the norms of its table."""\n'
+            "    q12, q11, q22 = in_rank(q12, q11, q22)\n"
+            f"    return checked(jitted_{member}(q12, q11, q22), q12, q11, q22)"
+        )
+        public.append(
+            f'def {name}_diagonal(q):\n    """{name}(q, q, q), from one-dimensional quadrature."""\n'
+            f"    return diagonal_{member}(in_rank(q)[0])"
+        )
+    code = "\n\n\n".join(["\n".join(functions), *public])
+    used = [n for n in runtime.PRIMITIVES if re.search(rf"(?<![\w.]){n}\b", code)]
+    checks = table_rows(dual, tables)
+    parts = [
+        _table_docstring(dual, tables, target),
+        runtime.HEADERS[target],
+        runtime.source(used, target),
+        constants,
+        code,
+    ]
+    check = _self_check(target, checks, dual).replace(
+        "error > 1e-12", f"error > {max(tables.error_bound[0], _second(tables)):g}"
+    )
+    return "\n\n\n".join([*parts, check]) + "\n"
+
+
+JUMPS = "the activation jumps: its derivative has a delta, kdot is infinite on the diagonal, and the NTK has no value"
+
+
+def _second(tables: approximate.Approximation) -> float:
+    return 0.0 if tables.kdot is None else tables.error_bound[1]
+
+
+def _table_docstring(dual: Dual, tables: approximate.Approximation, target: str) -> str:
+    low, high = tables.norms
+    kdot = "none: the activation jumps" if tables.kdot is None else f"{tables.error_bound[1]:.2g} sqrt(kdot11 kdot22)"
+    rows = [
+        *_wrap("Approximate dual activation of ", f"s(t) = {dual.activation}, for {target}."),
+        "",
+        f"method: {tables.method}, degree {tables.degree}, {tables.k.terms} separable terms for k",
+        f"domain: norms {low:g} <= sqrt(q11), sqrt(q22) <= {high:g}; NaN outside",
+        *_wrap("source: ", dual.source or "a SymPy expression"),
+        f"error:  of k at most {tables.error_bound[0]:.2g} sqrt(k11 k22), of kdot {kdot}, in float64",
+        "usage:  k(0.4, 1.3, 0.7) is E[s(u) s(v)] for cov12 = 0.4, var1 = 1.3, var2 = 0.7",
+        "",
+        f"Generated by dualcalc {version('dualcalc')}; `python FILE` checks it against recorded values.",
+    ]
+    safe = "\n".join(rows).replace("\\", "\\\\").replace('"""', "'''")
+    return f'"""{safe}\n"""'
+
+
+def table_rows(dual: Dual, tables: approximate.Approximation) -> list[tuple[float, ...]]:
+    """As `check_rows`, from Hermite series at four points where they converge fast, and on the diagonal."""
+    low, high = map(math.log, tables.norms)
+    rows = []
+    for c, first, second in ((0.4, 0.5, 0.6), (-0.9, 0.55, 0.5), (0.1, 0.05, 0.6), (0.8, 0.6, 0.6), (1.0, 0.7, 0.7)):
+        a, b = (math.exp(low + (high - low) * x) for x in (first, second))
+        row: list[float] = []
+        for order, table in ((0, tables.k), (1, tables.kdot)):
+            if table is None:
+                row += [math.nan, math.nan]
+                continue
+            moments = [expansions.second_moment(dual, x, order=order) for x in (a, b)]
+            scale = math.sqrt(moments[0] * moments[1])
+            if c < 1:
+                left, right = (expansions.hermite(dual, 300, x, order=order) for x in (a, b))
+                row += [float(np.sum(left * right * c ** np.arange(301))), scale]
+            else:
+                row += [moments[0], scale]
+        rows.append((c * a * b, a * a, b * b, *row))
+    return rows
 
 
 # ---- recorded error -------------------------------------------------------------------------------------------------
@@ -659,8 +557,12 @@ class Compiled:
     """Jitted JAX functions of one dual.
 
     k, kdot       `(q12, q11, q22, **parameters)`, broadcasting, differentiable in everything
-    method        how they are computed: "closed form" or "given kernel"
-    error_bound   of a closed form the recorded float64 rounding error (it has no other); NaN where none is known
+    method        how they are computed: "closed form", "given kernel", "theta-chebyshev" or "hermite"
+    error_bound   of a closed form the recorded float64 rounding error (it has no other), of an approximation the bound
+                  of its tables; NaN where none is known
+    degree        of an approximation's series, else None
+    norms         (least, greatest) norm sqrt(q) that an approximation holds for; NaN outside. None: no limit
+    diagonal      of an approximation, k(q, q, q) and kdot(q, q, q) from one-dimensional quadrature
     """
 
     k: Callable
@@ -669,17 +571,26 @@ class Compiled:
     error_bound: ErrorBound
     dual: Dual
     source: str
+    degree: int | None = None
+    norms: tuple[float, float] | None = None
+    diagonal: tuple[Callable, Callable] | None = None
 
     def __repr__(self) -> str:
-        return f"Compiled({self.dual}, method={self.method!r}, error_bound={tuple(self.error_bound)})"
+        of = f"s(t) = {self.dual.activation}" if self.dual.activation is not None else "a kernel without activation"
+        return f"Compiled({of}, method={self.method!r}, error_bound={tuple(self.error_bound)})"
 
 
-def compile(dual, **parameters) -> Compiled:
+def compile(dual, *, tol: float = TOL, norms: tuple[float, float] = NORMS, **parameters) -> Compiled:
     """Jitted JAX functions `k` and `kdot` of a dual, an activation, or a catalog id.
 
-    Raises NoClosedForm where the activation has no closed form; `fns.kdot` raises it where the NTK has no value.
+    The closed form where there is one; else tables with an error of at most `tol` for norms sqrt(q) in `norms`
+    (`method`, `degree`, `error_bound` and `norms` of the result say what was chosen).
+    Raises ValueError where the tolerance cannot be reached; `fns.kdot` raises NoClosedForm where the activation jumps.
     """
-    dual = derive(dual, **parameters)
+    found = _closed_or_open(dual, parameters)
+    dual = found.dual
+    if found.reason is not None:
+        return _compile_tables(dual, approximation(dual, tol, norms))
     if callable(dual.kernel) and not isinstance(dual.kernel, sp.Basic):
         return _compile_callable(dual)
     source = emit(dual)
@@ -691,6 +602,28 @@ def compile(dual, **parameters) -> Compiled:
     eps = worst_error(dual, check_rows(dual)) * 2.0**-52
     method = "closed form" if dual.activation is not None else "given kernel"
     return Compiled(module.k, no_kdot if refusal(dual) else module.kdot, method, ErrorBound(eps, eps), dual, source)
+
+
+def _compile_tables(dual: Dual, tables: approximate.Approximation) -> Compiled:
+    source = _emit_tables(dual, tables, "jax")
+    module = load(source, "jax")
+
+    def no_kdot(*_):
+        raise NoClosedForm(JUMPS)
+
+    jumps = tables.kdot is None
+    kdot, kdot_diagonal = (no_kdot, no_kdot) if jumps else (module.kdot, module.kdot_diagonal)
+    return Compiled(
+        module.k,
+        kdot,
+        tables.method,
+        ErrorBound(*tables.error_bound),
+        dual,
+        source,
+        tables.degree,
+        tables.norms,
+        (module.k_diagonal, kdot_diagonal),
+    )
 
 
 def _compile_callable(dual: Dual) -> Compiled:

@@ -17,7 +17,7 @@ from . import catalog, parsing
 from .atoms import Block, NoClosedForm, blocks, differentiate, read
 from .gaussian import Angle, ExpNdtr, ExpPhi2, Phi2, Step, Term, expectation
 from .parsing import q11, q12, q22, t
-from .rational import SUBTRACTED, Delta
+from .rational import MANY, SUBTRACTED, Delta
 
 # Greek and Latin names that SymPy's assumptions system understands, for parameters of SymPy expressions and of text.
 SIGNS = ("positive", "negative", "nonnegative", "nonpositive", "nonzero", "integer")
@@ -236,8 +236,9 @@ def formula(terms: list[Term]) -> sp.Expr:
         by_radical.setdefault(term.rad, []).append(term.coef * head)
     # one exponential or radical in front of its whole group
     total = sp.Add(*(sp.Add(*parts) / sp.sqrt(rad) for rad, parts in by_radical.items()))
-    shared = sp.factor_terms(total) if len(terms) > 1 else total
-    best = min((total, shared), key=sp.count_ops)
+    size = sum(len(sp.Add.make_args(factor)) for x in terms for factor in sp.Mul.make_args(x.coef))
+    shared = sp.factor_terms(total) if len(terms) > 1 and size <= MANY else total
+    best = min((total, shared), key=sp.count_ops) if shared != total else total
     return best.xreplace({Delta: SUBTRACTED})
 
 

@@ -24,8 +24,8 @@ from .balls import precision
 from .certified import CertifiedSet, enclose
 from .dual import Dual, derive, formula
 from .parsing import q11, t
-from .pieces import BALLS, Erfc, Expm1, Sigmoid, Softplus, constant, program, singularities
-from .quadrature import Profile, check_order, check_rate, choose, profile
+from .pieces import BALLS, Erfc, Expm1, Sigmoid, Softplus, constant, program
+from .quadrature import Profile, check_order, check_rate, choose, profile, singularities
 
 __all__ = ["CertifiedSet", "Profile", "profile", "hermite", "second_moment", "taylor", "growth", "taylor_r"]
 __all__ += ["fixed_polynomial", "convert"]
@@ -55,7 +55,8 @@ def hermite(
     """
     if symbolic:
         degree = _degree(SYMBOLIC_DEGREE if degree is None else degree, MAX_SYMBOLIC)
-        return _symbolic(derive(activation, **parameters), degree, order)
+        source = activation.activation if isinstance(activation, Profile) else activation
+        return _symbolic(derive(source, **parameters), degree, order)
     degree = _degree(DEGREE if degree is None else degree, MAX_DEGREE)
     p = profile(activation, **parameters)
     norms, scalar = _norms(norm)
@@ -164,13 +165,14 @@ class Growth:
 def growth(activation, **parameters) -> Growth:
     """Radius, order and type of the power series at 0 (an upper bound of them outside the closed class)."""
     p = profile(activation, **parameters)
-    if p.breaks or (found := singularities(p.parts.pieces[0], 12.0)).size:
-        poles = [] if p.breaks else np.abs(found)
-        return Growth(float(min([*map(abs, p.breaks), *poles])), math.inf, math.inf, 0.0)
+    around_zero = p.parts.pieces[int(np.searchsorted(p.breaks, 0.0))]
+    ends = [*np.abs(p.breaks), *np.abs(singularities(around_zero, 12.0))]
+    if ends:
+        return Growth(float(min(ends)), math.inf, math.inf, 0.0)
     try:
         order, kind = max(map(_block_growth, Dual(p.activation).blocks), default=(0.0, 0.0))
     except NoClosedForm:
-        order, kind = _growth(p.parts.pieces[0])
+        order, kind = _growth(around_zero)
     threshold = math.inf if order < 2 else 0.5 / math.sqrt(kind) if order == 2 else 0.0
     return Growth(math.inf, order, kind, threshold)
 

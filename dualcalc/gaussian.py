@@ -17,17 +17,17 @@ Rules, in the order in which they are tried on a pair of blocks:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import comb, factorial
 
 import sympy as sp
 from sympy.polys.rings import ring
 from sympy.simplify.fu import TR8
 
-from .atoms import ONE, Block, Gate, differentiate, gate_derivative
+from .atoms import ONE, Block, differentiate, gate_derivative
 from .parsing import q11, q12, q22
-from .rational import HALF, Delta, divided, split_radical, tidy
+from .rational import HALF, MANY, Delta, divided, lowest, size, split_radical, tidy
 
 # ---- heads: the transcendental functions of a kernel ----------------------------------------------------------------
 
@@ -103,12 +103,24 @@ class Term:
 
 @dataclass(frozen=True)
 class Step:
-    """One applied rule of a derivation: its name, the statement for this case, and the steps that it led to."""
+    """One applied rule of a derivation: its name, the statement for this case, and the steps that it led to.
+
+    A statement of long formulas is printed when it is read: `text` and `tex` then have places for `about`.
+    """
 
     rule: str
-    statement: str
-    latex: str
+    text: str
+    tex: str
     children: tuple[Step, ...] = ()
+    about: tuple[sp.Expr, ...] = ()
+
+    @property
+    def statement(self) -> str:
+        return self.text % self.about if self.about else self.text
+
+    @property
+    def latex(self) -> str:
+        return self.tex % tuple(map(sp.latex, self.about)) if self.about else self.tex
 
 
 # ---- collecting terms ------------------------------------------------------------------------------------------------
@@ -166,17 +178,16 @@ def _complement(groups: dict[tuple, list[sp.Expr]]) -> None:
                 groups.setdefault((rad, marginal), []).extend(coefs)
 
 
-MANY = 40  # monomials in the tilted covariances beyond which lowest terms cost more than they give
-
-
 def _sum_tidy(coefs: list[sp.Expr]) -> sp.Expr:
     """The sum of coefficients, the q-free irrational constants collected first (they are not polynomial generators)."""
-    if any(x in _TILTED for c in coefs for x in c.free_symbols):
-        total = sp.expand(sp.Add(*coefs))
-        resolved = total.xreplace({x: _TILTED[x].value for x in total.free_symbols & set(_TILTED)})
+    total = sp.Add(*coefs)
+    if symbols := total.free_symbols & set(_TILTED):
+        total = sp.expand(total)
+        coefs = [total.xreplace({x: _TILTED[x].value for x in symbols})]
         if len(sp.Add.make_args(total)) > MANY:
-            return resolved
-        coefs = [resolved]
+            return coefs[0]
+    elif not total.has(sp.I) and size(total) > MANY:
+        return total
     by_constant: dict[sp.Expr, list[sp.Expr]] = {}
     for c in coefs:
         constant, rational = c.as_independent(q11, q12, q22, Delta, as_Add=False)
@@ -214,26 +225,29 @@ def expect1(block: Block, mean, var, extra) -> list[Term]:
         x = g.at - mean
         head = sp.exp(tidy(extra - x**2 / (2 * var)))
         return [Term(block.poly[0] * _slope_of_density(int(g.kappa), x, var) / sp.sqrt(2 * sp.pi), var, head)]
+    if g and g.kind == "step" and g.at != 0:
+        p = g.at
+        extra, mean, block = extra + block.alpha * p**2 + block.beta * p, mean - p, _at_threshold(block)
+        g = block.gate
     a, b = block.alpha, block.beta
     d = 1 - 2 * a * var
     extra = extra + (a * mean**2 + b * mean + b**2 * var / 2) / d
     m, v = (mean + b * var) / d, var / d
-    # Stein in one dimension: S(n) = m S(n-1) + v ((n-1) S(n-2) + E[v^(n-1) gate'])
-    coefs = [sp.Integer(0)] * len(block.poly)  # of the bare gate
-    boundary = [sp.Integer(0)] * len(block.poly)  # of E[v^i exp(..) gate'(v)]
-    for n, c in enumerate(block.poly):
-        if c != 0:
-            for key, p in _stein1(n).items():
-                value = c * _at(p, m, v)
-                if key == 0:
-                    coefs[0] += value
-                else:
-                    boundary[key - 1] += value
-    out = [Term(coefs[0] * c, d * r, h) for c, r, h in _bare1(g, m, v, extra)]
+    ((average, slope),) = stein(block.poly, m, v)  # E[P gate] = E[P] E[gate] + v E[S gate']
+    out = [Term(average * c, d * r, h) for c, r, h in _bare1(g, m, v, extra)]
     if g:
-        for inner in gate_derivative(Block(tuple(boundary), a, b, g)):
+        for inner in gate_derivative(Block(tuple(v * c for c in slope), a, b, g)):
             out += expect1(inner, mean, var, extra_before(extra, a, b, mean, var, d))
     return out
+
+
+def _at_threshold(block: Block) -> Block:
+    """A block with a step in x = t - threshold: there Stein's boundary is one coefficient, not a polynomial's value."""
+    assert block.gate is not None
+    p, n = block.gate.at, len(block.poly)
+    poly = (sp.Add(*(block.poly[i] * comb(i, k) * p ** (i - k) for i in range(k, n))) for k in range(n))
+    gate = replace(block.gate, at=sp.Integer(0))
+    return Block(tuple(map(sp.expand, poly)), block.alpha, sp.expand(block.beta + 2 * block.alpha * p), gate)
 
 
 def _slope_of_density(j: int, x, var):
@@ -253,34 +267,46 @@ def extra_before(extra, a, b, mean, var, d):
 
 
 @lru_cache
-def _ring1():
-    return ring("m,v", sp.QQ)
+def _ring(coefficients: int):
+    return ring(["m", "v", *(f"c{i}" for i in range(coefficients))], sp.QQ)
 
 
-@lru_cache
-def _stein1(n: int) -> dict:
-    """S(n) as {0: coefficient of S(0), i+1: coefficient of E[v^i gate']} over QQ[m, v]."""
-    R, m, v = _ring1()
-    if n == 0:
-        return {0: R(1)}
-    out: dict[int, object] = {}
-    for key, p in _stein1(n - 1).items():
-        out[key] = out.get(key, R(0)) + m * p
-    if n > 1:
-        for key, p in _stein1(n - 2).items():
-            out[key] = out.get(key, R(0)) + (n - 1) * v * p
-    out[n] = out.get(n, R(0)) + v
-    return out
+@lru_cache(maxsize=4096)
+def stein(poly: tuple[sp.Expr, ...], mean, var, levels: int = 1) -> tuple[tuple[sp.Expr, tuple[sp.Expr, ...]], ...]:
+    """Stein's equation for x ~ N(mean, var), solved `levels` times: ((E[P_0], P_1), (E[P_1], P_2), ...), P_0 = poly.
+
+    P_(l+1) solves P_l - E[P_l] = (x - mean - var d/dx) P_(l+1), so that E[P_l F(x, y)] = E[P_l] E[F] +
+    E[P_(l+1) (var dF/dx + Cov(x, y) dF/dy)]; and E[P_l] = E[P^(l)]/l!. Coefficients that are not rational stay symbols.
+    """
+    symbols = list(dict.fromkeys(c for c in poly if not c.is_Rational))
+    R, m, v, *names = _ring(len(symbols))
+    m = m if mean != 0 else R(0)
+    p = [R(sp.QQ(int(c.p), int(c.q))) if c.is_Rational else names[symbols.index(c)] for c in poly]
+    out = []
+    for _ in range(levels):
+        s = [R(0)] * (len(p) + 2)
+        for j in range(len(p) - 1, 0, -1):
+            s[j - 1] = p[j] + m * s[j] + (j + 1) * v * s[j + 1]
+        average, p = (p[0] if p else R(0)) + m * s[0] + v * s[1], s[: max(len(p) - 1, 0)]
+        nested = [_nested(dict(x.terms()), (mean, var, *symbols)) for x in (average, *p)]
+        out.append((nested[0], tuple(nested[1:])))
+    return tuple(out)
 
 
-def _at(p, *values):
-    """A ring polynomial at SymPy values."""
-    return sp.Add(
-        *(
-            sp.Rational(int(c.numerator), int(c.denominator)) * sp.Mul(*(x**k for x, k in zip(values, e, strict=True)))
-            for e, c in p.terms()
-        )
-    )
+def _nested(terms: dict, values) -> sp.Expr:
+    """A ring polynomial {exponents: coefficient} at SymPy values, by Horner's rule, the last variable outermost."""
+    if len(terms) < 3:
+        numbers = (sp.Rational(int(c.numerator), int(c.denominator)) for c in terms.values())
+        powers = (sp.Mul(*(x**k for x, k in zip(values, e, strict=True))) for e in terms)
+        return sp.Add(*(c * x for c, x in zip(numbers, powers, strict=True)))
+    *rest, x = values
+    by_power: dict[int, dict] = {}
+    for (*e, k), c in terms.items():
+        by_power.setdefault(k, {})[tuple(e)] = c
+    out, last = sp.Integer(0), max(by_power)
+    for k in sorted(by_power, reverse=True):
+        out, last = out * x ** (last - k) + _nested(by_power[k], rest), k
+    return out * x**last
 
 
 # A bare gate 1[y >= 0]-like: value = low + span * 1[y >= 0], y = slope x + offset + noise of variance e.
@@ -334,7 +360,7 @@ def expect2(f: Block, g: Block) -> tuple[list[Term], Step]:
     if f == ONE or g == ONE:
         block, q = (g, q22) if f == ONE else (f, q11)
         terms = expect1(block, sp.Integer(0), q, sp.Integer(0))
-        return terms, _step("Marginal", f"E[{block.expr()}], one-dimensional", sp.latex(block.expr()))
+        return terms, Step("Marginal", "E[%s], one-dimensional", "%s", (), (block.expr(),))
     det, L11, L12, L22, detL = tilted(f.alpha, g.alpha)
     mu = (f.beta * L11 + g.beta * L12, f.beta * L12 + g.beta * L22)
     e = (f.beta * mu[0] + g.beta * mu[1]) / 2
@@ -352,8 +378,8 @@ def expect2(f: Block, g: Block) -> tuple[list[Term], Step]:
         terms, inner = _gated_pair(f, g, (det, L11, L12, L22, detL), mu, e)
         children += inner
     x, y = sp.Symbol("u"), sp.Symbol("v")
-    statement = f.expr(x) * g.expr(y)
-    return terms, Step("Pair", f"E[{statement}]", rf"\mathbb{{E}}\left[{sp.latex(statement)}\right]", tuple(children))
+    about = f.expr(x) * g.expr(y)
+    return terms, Step("Pair", "E[%s]", r"\mathbb{E}\left[%s\right]", tuple(children), (about,))
 
 
 def _step(rule, statement, latex, children=()):
@@ -366,17 +392,8 @@ def tilted(a1, a2):
     return det, (q11 - 2 * a2 * Delta) / det, q12 / det, (q22 - 2 * a1 * Delta) / det, Delta / det
 
 
-def _moment(poly, mean, var):
-    """E[P(x)] for x ~ N(mean, var)."""
-    out = sp.Integer(0)
-    for n, c in enumerate(poly):
-        if c != 0:
-            out += c * _at(_stein1(n)[0], mean, var)
-    return out
-
-
 def _derivative(poly, order):
-    return [c * sp.ff(n, order) for n, c in enumerate(poly)][order:]
+    return tuple(c * sp.ff(n, order) for n, c in enumerate(poly))[order:]
 
 
 def _wick_terms(f: Block, g: Block, det, L, head) -> list[Term]:
@@ -388,10 +405,10 @@ def _wick_terms(f: Block, g: Block, det, L, head) -> list[Term]:
     mu = (f.beta * L11 + g.beta * L12, f.beta * L12 + g.beta * L22)
     out = []
     for i in range(min(len(f.poly), len(g.poly))):
-        left = _moment(_derivative(f.poly, i), mu[0], L11)
-        right = _moment(_derivative(g.poly, i), mu[1], L22)
+        left = stein(_derivative(f.poly, i), mu[0], L11)[0][0]
+        right = stein(_derivative(g.poly, i), mu[1], L22)[0][0]
         if not shifted:  # each factor depends on one norm: for He_n it is a power of (q - 1)
-            left, right = tidy(left), tidy(right)
+            left, right = lowest(left), lowest(right)
         out.append(Term(tidy(L12) ** i / factorial(i) * left * right, det, head, not shifted))
     return [x for x in out if x.coef != 0]
 
@@ -419,101 +436,36 @@ def _tilt_symbols(a1, a2):
     return tuple(here)
 
 
-@lru_cache
-def _ring2():
-    return ring("L11,L12,L22,m1,m2", sp.QQ)
-
-
-@cache
-def _stein2(n: int, m: int, centred: bool) -> dict:
-    """E[u^n v^m gates] as {(0,): of the bare gates, (1, i, j): of E[u^i v^j gate1' gate2], (2, i, j): ...}."""
-    R, L11, L12, L22, m1, m2 = _ring2()
-    if centred:
-        m1 = m2 = R(0)
-    if n == m == 0:
-        return {(0,): R(1)}
-    out: dict[tuple, object] = {}
-
-    def add(factor, table):
-        for key, p in table.items():
-            out[key] = out.get(key, R(0)) + factor * p
-
-    if n:
-        add(m1, _stein2(n - 1, m, centred))
-        if n > 1:
-            add((n - 1) * L11, _stein2(n - 2, m, centred))
-        if m:
-            add(m * L12, _stein2(n - 1, m - 1, centred))
-        add(L11, {(1, n - 1, m): R(1)})
-        add(L12, {(2, n - 1, m): R(1)})
-    else:
-        add(m2, _stein2(0, m - 1, centred))
-        if m > 1:
-            add((m - 1) * L22, _stein2(0, m - 2, centred))
-        add(L12, {(1, 0, m - 1): R(1)})
-        add(L22, {(2, 0, m - 1): R(1)})
-    return out
-
-
-def _stein(f: Block, g: Block, L, mu) -> dict[tuple, sp.Expr]:
-    """E[P(u) R(v) gates] by Stein's recursion, as `_stein2`; terms t^i delta(t) that vanish are left out."""
-    R, centred = _ring2()[0], mu == (0, 0)
-    numeric: dict[tuple, object] = {}  # added in the ring where the coefficients are numbers
-    symbolic: dict[tuple, sp.Expr] = {}
-    for n, a in enumerate(f.poly):
-        for m, b in enumerate(g.poly):
-            c = a * b
-            if c == 0:
-                continue
-            for key, p in _stein2(n, m, centred).items():
-                gate = f.gate if key[0] == 1 else g.gate
-                if key[0] and (gate is None or (gate.at == 0 and gate.kind != "erf" and key[key[0]] > 0)):
-                    continue
-                if c.is_Rational:
-                    numeric[key] = numeric.get(key, R(0)) + p * sp.QQ(int(c.p), int(c.q))
-                else:
-                    symbolic[key] = symbolic.get(key, sp.Integer(0)) + c * _at(p, *L, *mu)
-    for key, p in numeric.items():
-        symbolic[key] = symbolic.get(key, sp.Integer(0)) + _at(p, *L, *mu)
-    return symbolic
-
-
 def _gated_pair(f: Block, g: Block, tilt, mu, e):
-    """Stein down to the bare gates; each gate's derivative is a simpler pair, treated by the same rules."""
+    """Stein down to the bare gates; each gate's derivative is a simpler pair, treated by the same rules.
+
+    E[P R g1 g2] = sum over l of L12^l times, with P_l from `stein` and S its first solution for R^(l),
+        E[P_l] E[R^(l)] E[g1 g2] + L11 E[P_(l+1) R^(l) g1' g2] + L12 E[P_(l+1) R^(l) g1 g2']
+                                 + L12 E[P_l] E[S g1' g2]      + L22 E[P_l] E[S g1 g2'],
+    products of polynomials in one variance each: few terms, and none negative that P, R and the means do not make so.
+    """
     det, L11, L12, L22, _ = tilt
-    parts = _stein(f, g, (L11, L12, L22), mu)
-    bare = parts.pop((0,), sp.Integer(0))
-    terms = [Term(bare * c, det, head) for c, head in orthant(f.gate, g.gate, tilt, mu, e)] if bare != 0 else []
-    children = [_step("Stein", f"bare gates and {len(parts)} boundary terms", "")]
-    for which, block, partner in ((1, f, g), (2, g, f)):
-        for edge, power in _edges(block, partner, _powers(parts, which)):
-            inner, step = expect2(edge, power) if which == 1 else expect2(power, edge)
-            terms += inner
-            children.append(step)
-    return terms, children
-
-
-def _powers(parts, which: int) -> dict[tuple[int, int], sp.Expr]:
-    """The boundary terms of one gate: (own power, other power) -> coefficient."""
-    return {(k[which], k[3 - which]): c for k, c in parts.items() if k[0] == which}
-
-
-def _edges(block: Block, partner: Block, parts):
-    """Pairs (gate' with what stands before it, the partner's side) that add up to one gate's boundary terms."""
-    gate = block.gate
-    if not parts or gate is None:
-        return
-    if gate.kind == "erf":  # a Gaussian: monomial by monomial, for the coefficients depend on q
-        for (i, j), c in parts.items():
-            for edge in gate_derivative(Block((*[sp.Integer(0)] * i, c), block.alpha, block.beta, gate)):
-                yield edge, Block((*[sp.Integer(0)] * j, sp.Integer(1)), partner.alpha, partner.beta, partner.gate)
-        return
-    poly = [sp.Integer(0)] * (1 + max(j for _, j in parts))
-    for (i, j), c in parts.items():  # t^i delta(t - p) = p^i delta(t - p)
-        poly[j] += c * gate.at**i
-    weight = (2 if gate.kind == "sign" else gate.kappa) * sp.exp(block.alpha * gate.at**2 + block.beta * gate.at)
-    edge = Block((weight,), gate=Gate("delta", sp.Integer(0), gate.at))
-    yield edge, Block(tuple(poly), partner.alpha, partner.beta, partner.gate)
+    bare: list[sp.Expr] = []
+    edges = []  # (P, R, factor where gate 1 is differentiated, factor where gate 2 is)
+    for i, (average, above) in enumerate(stein(f.poly, mu[0], L11, len(f.poly))):
+        rest = _derivative(g.poly, i)
+        ((other, below),) = stein(rest, mu[1], L22)
+        if above and rest:
+            edges.append((above, rest, (L12**i * L11, L12 ** (i + 1))))
+        if average != 0:
+            bare += [L12**i * average * other] if other != 0 else []
+            edges += [((sp.Integer(1),), below, (average * L12 ** (i + 1), average * L12**i * L22))] if below else []
+    heads = orthant(f.gate, g.gate, tilt, mu, e)
+    terms = [Term(b * c, det, head) for c, head in heads for b in bare]
+    steps = [_step("Stein", "bare gates and boundary terms", "")]
+    for side, (gated, partner) in enumerate(((f, g), (g, f))):
+        for *polys, factors in edges:
+            other = replace(partner, poly=polys[1 - side])
+            for slope in gate_derivative(replace(gated, poly=polys[side])):
+                inner, step = expect2(slope, other) if side == 0 else expect2(other, slope)
+                terms += [replace(x, coef=factors[side] * x.coef) for x in inner]
+                steps.append(step)
+    return terms, list(dict.fromkeys(steps))
 
 
 def orthant(g1, g2, tilt, mu, e):

@@ -10,7 +10,7 @@ layer in O(n); then on all pairs at once. Layers are JAX pytrees whose leaves ar
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -80,6 +80,10 @@ class Dense:
         q = w * state.q + b
         return State(q, None if state.theta is None else q + w * state.theta)
 
+    def act_diagonal(self, state: State) -> State:
+        """The same for the pairs (x, x)."""
+        return self.act(state, state.q, state.q)
+
 
 def _check_scalar(name: str, value) -> None:
     array = isinstance(value, jax.Array | np.ndarray) and value.ndim == 0 and not jnp.iscomplexobj(value)
@@ -106,9 +110,11 @@ class Activation:
     """An activation between layers: `Activation("gelu")`, `Activation("abrelu", A=0.3, B=1.1)`.
 
     spec         a catalog id, a text in t or x, a SymPy expression, or a Dual
+    tol, norms   of an activation without closed form: the error of its approximation over sqrt(k11 k22), and the range
+                 of sqrt(q) in which it holds (`compile`); rows outside raise
     parameters   numbers become exact rationals in the formula; JAX scalars stay arguments of the code, so that `jit`
                  and `grad` reach them; what is not given takes the catalog's default
-    Raises NoClosedForm where the activation has no closed form, ValueError where a parameter has no value.
+    Raises ValueError where a parameter has no value or the tolerance cannot be reached.
     """
 
     formula: Formula
@@ -147,17 +153,28 @@ class Activation:
 
     @property
     def domain(self) -> str:
-        """The variances for which the activation is square-integrable, in words."""
+        """The variances for which the activation is square-integrable, or its approximation holds, in words."""
+        if self.fns.norms is not None:
+            return f"norms {self.fns.norms[0]:g} <= sqrt(q) <= {self.fns.norms[1]:g}"
         return self.fns.dual.domain
 
     def act(self, state: State, q11: Array, q22: Array) -> State:
         """q' = k(q, q11, q22), Theta' = Theta kdot(q, q11, q22)."""
         q12 = _projected(state.q, q11, q22)
-        q = self.fns.k(q12, q11, q22, **self.arguments)
+        return self._applied(state, *(partial(f, q12, q11, q22, **self.arguments) for f in (self.fns.k, self.fns.kdot)))
+
+    def act_diagonal(self, state: State) -> State:
+        """The same for the pairs (x, x); of an approximation from one-dimensional quadrature."""
+        if self.fns.diagonal is None:
+            return self.act(state, state.q, state.q)
+        return self._applied(state, *(partial(f, state.q) for f in self.fns.diagonal))
+
+    def _applied(self, state: State, k: Callable, kdot: Callable) -> State:
+        q = k()
         if state.theta is None:
             return State(q, None)
         try:
-            return State(q, state.theta * self.fns.kdot(q12, q11, q22, **self.arguments))
+            return State(q, state.theta * kdot())
         except NoClosedForm as reason:
             raise NoClosedForm(f"{self!r}: {reason}") from None
 
@@ -256,7 +273,7 @@ def _diagonal(network: Network, X: Array, ntk: bool) -> tuple[tuple[State, ...],
     states = [State(q, jnp.zeros_like(q) if ntk else None)]
     for layer in network.layers:
         state = states[-1]
-        states.append(layer.act(state, state.q, state.q))
+        states.append(layer.act_diagonal(state))
     return tuple(states), ~jnp.isfinite(jnp.stack([state.q for state in states]))
 
 

@@ -171,52 +171,41 @@ class Algebra(NamedTuple):
 
 
 class Program:
-    """An expression in t as steps (operation, operands); equal subexpressions are computed once."""
+    """An expression in t as steps, functions of (x, values so far, algebra); equal subexpressions are one step."""
 
     def __init__(self, e: sp.Expr):
-        self.expr = e
-        self.steps: list[tuple] = [("variable", ())]
+        self.steps: list[Callable[[Any, list, Algebra], Any]] = [lambda x, values, algebra: x]
         self._index: dict[sp.Expr, int] = {t: 0}
-        self._add(e)
+        self._place(e)
 
-    def _add(self, e: sp.Expr) -> int:
-        if e in self._index:
-            return self._index[e]
+    def _place(self, e: sp.Expr) -> int:
+        """The number of the step that computes e."""
+        if e not in self._index:
+            self.steps.append(self._step(e))
+            self._index[e] = len(self.steps) - 1
+        return self._index[e]
+
+    def _step(self, e: sp.Expr) -> Callable:
         if not e.has(t):
-            step: tuple = ("number", (e,))
-        elif (coefficients := _monomials(e)) is not None:
-            step = ("horner", tuple(self._add(c) for c in coefficients))
-        elif e.is_Pow:
-            step = ("power", (self._add(e.base), e.exp))
-        elif e.is_Add or e.is_Mul:
-            step = ("add" if e.is_Add else "mul", tuple(map(self._add, e.args)))
-        elif e.func in KNOWN and len(e.args) == 1:
-            step = (e.func, (self._add(e.args[0]),))
-        else:
+            return lambda x, values, algebra: algebra.number(e)
+        if (coefficients := _monomials(e)) is not None:
+            places = [self._place(c) for c in coefficients]
+            return lambda x, values, algebra: reduce(lambda y, c: y * x + c, [values[i] for i in places])
+        if e.is_Add or e.is_Mul:
+            operation, places = operator.add if e.is_Add else operator.mul, [self._place(a) for a in e.args]
+            return lambda x, values, algebra: reduce(operation, [values[i] for i in places])
+        if not (e.is_Pow or (e.func in KNOWN and len(e.args) == 1)):
             raise ValueError(f"the function {e.func.__name__} in {e} is not known; expected one of {_names()}")
-        self.steps.append(step)
-        self._index[e] = len(self.steps) - 1
-        return len(self.steps) - 1
+        place = self._place(e.args[0])
+        if e.is_Pow:
+            return lambda x, values, algebra: power(values[place], e.exp, algebra.root, algebra.real)
+        return lambda x, values, algebra: algebra.functions[e.func](values[place])
 
     def __call__(self, x, algebra: Algebra):
         values: list[Any] = []
-        for operation, operands in self.steps:
-            if operation == "variable":
-                values.append(x)
-            elif operation == "number":
-                values.append(algebra.number(operands[0]))
-            elif operation == "power":
-                values.append(power(values[operands[0]], operands[1], algebra.root, algebra.real))
-            elif operation == "horner":
-                values.append(reduce(lambda y, c: y * x + c, [values[i] for i in operands]))
-            elif operation in ARITHMETIC:
-                values.append(reduce(ARITHMETIC[operation], [values[i] for i in operands]))
-            else:
-                values.append(algebra.functions[operation](values[operands[0]]))
+        for step in self.steps:
+            values.append(step(x, values, algebra))
         return values[-1]
-
-
-ARITHMETIC = {"add": operator.add, "mul": operator.mul}
 
 
 def _monomials(e: sp.Expr) -> list[sp.Expr] | None:
@@ -226,10 +215,10 @@ def _monomials(e: sp.Expr) -> list[sp.Expr] | None:
     found: dict[int, sp.Expr] = {}
     for term in e.args:
         c, f = term.as_independent(t, as_Add=False)
-        n = f.as_base_exp()
-        if f != 1 and not (n[0] == t and n[1].is_Integer and n[1] > 0):
+        base, n = (t, sp.Integer(0)) if f == 1 else f.as_base_exp()
+        if base != t or not (n.is_Integer and n >= 0):
             return None
-        found[0 if f == 1 else int(n[1])] = c
+        found[int(n)] = found.get(int(n), sp.Integer(0)) + c
     top = max(found)
     return [found.get(n, sp.Integer(0)) for n in range(top, -1, -1)] if 2 <= top <= 3 * len(found) + 2 else None
 
@@ -237,10 +226,6 @@ def _monomials(e: sp.Expr) -> list[sp.Expr] | None:
 @lru_cache(maxsize=4096)
 def _float(e: sp.Expr) -> float:
     return float(sp.N(e, 30))
-
-
-def _numpy_real(x, n):
-    return np.power(x, _float(n))
 
 
 def _scipy(name: str) -> Callable:
@@ -255,7 +240,7 @@ def _scipy(name: str) -> Callable:
 NUMPY = Algebra(
     _float,
     np.sqrt,
-    _numpy_real,
+    lambda x, n: np.power(x, _float(n)),
     {
         **{f: getattr(np, f.__name__) for f in (sp.exp, sp.log, sp.sin, sp.cos, sp.tan, sp.sinh, sp.cosh, sp.tanh)},
         sp.atan: np.arctan,
@@ -347,6 +332,7 @@ BALLS = Algebra(constant, _root, _real_power, BALL_FUNCTIONS)
 
 WINDOW = 256.0  # switches that are neither linear nor polynomial are searched for |t| <= WINDOW
 APART = 1e-9  # switches nearer than this are one
+TINY = 1e-14  # intervals shorter than this are not halved again
 SWITCHES = (sp.Abs, sp.sign, sp.Heaviside, sp.Max, sp.Min, sp.Piecewise)
 
 
@@ -363,6 +349,14 @@ class Break:
     lo: float = 0.0
     hi: float = 0.0
     proved: bool = True
+
+    def is_zero_of(self, other: Break) -> bool:
+        """Whether this is certainly where the other break lies, or the other's gate vanishes."""
+        if self.value is None or (other.value is None and other.gate is None):
+            return self.gate is not None and self.gate == other.gate
+        gate = other.gate if other.value is None else t - other.value
+        assert gate is not None
+        return sp.expand(gate.xreplace({t: self.value})) == 0
 
     def ball(self) -> arb:
         """The point at the current precision, by interval Newton steps."""
@@ -447,24 +441,29 @@ class _Splitter:
         if not switches:
             self.found.append((left, e))
             return
-        lo, hi = left.at if left else -math.inf, right.at if right else math.inf
         inner: list[Break] = []
         for gate in dict.fromkeys(g for s in switches for g in _gates(s)):
-            for b in self.sign_changes(gate, lo, hi):
-                if all(abs(b.at - other.at) > APART * (1 + abs(b.at)) for other in inner):
-                    inner.append(b)
+            for b in self.sign_changes(gate, left, right):
+                near = [x for x in inner if abs(b.at - x.at) <= APART * (1 + abs(b.at))]
+                self.proved = self.proved and all(b.is_zero_of(x) or x.is_zero_of(b) for x in near)
+                inner += [] if near else [b]
         for start, end in pairwise([left, *sorted(inner, key=lambda b: b.at), right]):
             inside = arb(_between(start.at if start else -math.inf, end.at if end else math.inf))
             self.split(e.xreplace({s: _resolved(s, inside) for s in switches}), start, end)
 
-    def sign_changes(self, gate: sp.Expr, lo: float, hi: float) -> list[Break]:
-        """Where the gate changes its sign inside (lo, hi)."""
+    def sign_changes(self, gate: sp.Expr, left: Break | None, right: Break | None) -> list[Break]:
+        """Where the gate changes its sign inside (left, right), less a little at the ends, where breaks are known."""
         if gate.is_polynomial(t) and all(c.is_Rational for c in sp.Poly(gate, t).all_coeffs()):
             factors = [f.as_expr() for f, m in sp.Poly(gate, t).factor_list()[1] if m % 2]
         else:
             powers = [f.as_base_exp() for f in sp.Mul.make_args(gate) if f.has(t)]
             factors = [b if n.is_Integer else b**n for b, n in powers if not (n.is_Integer and n % 2 == 0)]
-        lo, hi = _inset(lo, hi)
+        lo = left.at + APART * (1 + abs(left.at)) if left else -math.inf
+        hi = right.at - APART * (1 + abs(right.at)) if right else math.inf
+        for f in factors:  # what is skipped at the ends holds no other zero
+            for end in filter(None, (left, right)):
+                nearby = program(f)(arb(end.at, 2 * APART * (1 + abs(end.at))), BALLS)
+                self.proved = self.proved and (end.is_zero_of(Break(end.at, None, f)) or not nearby.contains(0))
         return [b for f in factors for b in self.zeros(f, lo, hi) if lo < b.at < hi]
 
     def zeros(self, f: sp.Expr, lo: float, hi: float) -> list[Break]:
@@ -496,22 +495,15 @@ class _Splitter:
             slope = slopes(box, BALLS)
             alone = slope.is_finite() and not slope.contains(0)
             if alone or b - a < APART:
-                self.proved = self.proved and alone
-                left, right = _sign(f, arb(a)), _sign(f, arb(b))
-                if left * right < 0:
+                sides = _sign(f, arb(a)) * _sign(f, arb(b))
+                if sides < 0:
                     found.append(_polished(Break((a + b) / 2, None, f, a, b, alone)))
-                if left * right != 0 or not alone:
+                self.proved = self.proved and alone and b - a > TINY
+                if sides != 0 or not alone or b - a <= TINY:
                     continue
             middle = a + 0.4987654 * (b - a)
             todo += [(middle, b), (a, middle)]
         return found
-
-
-def _inset(lo: float, hi: float) -> tuple[float, float]:
-    """The interval less a little at its finite ends, where it was cut by a break that is already known."""
-    ends = ((lo, 1), (hi, -1))
-    low, high = (x if math.isinf(x) else x + side * APART * (1 + abs(x)) for x, side in ends)
-    return low, high
 
 
 def _polished(b: Break) -> Break:
@@ -571,38 +563,3 @@ def _resolved(switch: sp.Expr, x: arb) -> sp.Expr:
     if isinstance(switch, sp.Heaviside):
         return sp.Rational(1 + sign, 2)
     return sign * switch.args[0] if isinstance(switch, sp.Abs) else sp.Integer(sign)
-
-
-# ---- complex singularities ------------------------------------------------------------------------------------------
-
-# where a function of u is singular: at the zeros of these
-SINGULAR: Mapping[type, Callable[[sp.Expr], sp.Expr]] = {
-    sp.log: lambda u: u,
-    sp.tanh: sp.cosh,
-    sp.tan: sp.cos,
-    sp.atan: lambda u: 1 + u**2,
-    Sigmoid: lambda u: 1 + sp.exp(u),
-    Softplus: lambda u: 1 + sp.exp(u),
-}
-
-
-def singularities(piece: sp.Expr, width: float) -> np.ndarray:
-    """Complex singularities of a piece with Im >= 0 and |Re| <= width, by Newton's method from a grid: an estimate."""
-    equations = set()
-    for e in sp.preorder_traversal(derivative(piece, 0)):
-        if e.func in SINGULAR and e.has(t):
-            equations.add(SINGULAR[e.func](e.args[0]))
-        elif e.is_Pow and e.base.has(t) and not (e.exp.is_Integer and e.exp.is_positive):
-            equations.add(e.base)
-    x, y = np.linspace(-width, width, 8 * math.ceil(width) + 1), np.array([0.0, 0.1, 0.3, 1.0, 2.0, 3.5, 6.0])
-    grid = (x[:, None] + 1j * y).ravel()
-    found = [np.empty(0, dtype=complex)]
-    for equation in equations:
-        f, slope, z = program(equation), program(equation, 1), grid
-        with np.errstate(all="ignore"):
-            for _ in range(40):
-                step = f(z, COMPLEX) / slope(z, COMPLEX)
-                z = z - step
-        good = (np.abs(step) <= 1e-12 * (1 + np.abs(z))) & (np.abs(z.real) <= width)
-        found.append(z[good & (z.imag > -1e-9)])
-    return np.concatenate(found)

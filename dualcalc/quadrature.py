@@ -9,7 +9,7 @@ unless a break away from zero moves with them. `expansions.py` is the caller.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -22,7 +22,42 @@ from .balls import precision
 from .certified import gauss_legendre
 from .dual import Dual, resolve
 from .parsing import t
-from .pieces import BALLS, NUMPY, Pieces, program, singularities, split
+from .pieces import BALLS, COMPLEX, NUMPY, Pieces, Sigmoid, Softplus, derivative, program, split
+
+# ---- complex singularities ------------------------------------------------------------------------------------------
+
+# where a function of u is singular: at the zeros of these
+SINGULAR: Mapping[type, Callable[[sp.Expr], sp.Expr]] = {
+    sp.log: lambda u: u,
+    sp.tanh: sp.cosh,
+    sp.tan: sp.cos,
+    sp.atan: lambda u: 1 + u**2,
+    Sigmoid: lambda u: 1 + sp.exp(u),
+    Softplus: lambda u: 1 + sp.exp(u),
+}
+
+
+def singularities(piece: sp.Expr, width: float) -> np.ndarray:
+    """Complex singularities of a piece with Im >= 0 and |Re| <= width, by Newton's method from a grid: an estimate."""
+    equations = set()
+    for e in sp.preorder_traversal(derivative(piece, 0)):
+        if e.func in SINGULAR and e.has(t):
+            equations.add(SINGULAR[e.func](e.args[0]))
+        elif e.is_Pow and e.base.has(t) and not (e.exp.is_Integer and e.exp.is_positive):
+            equations.add(e.base)
+    x, y = np.linspace(-width, width, 8 * math.ceil(width) + 1), np.array([0.0, 0.1, 0.3, 1.0, 2.0, 3.5, 6.0])
+    grid = (x[:, None] + 1j * y).ravel()
+    found = [np.empty(0, dtype=complex)]
+    for equation in equations:
+        f, slope, z = program(equation), program(equation, 1), grid
+        with np.errstate(all="ignore"):
+            for _ in range(40):
+                step = f(z, COMPLEX) / slope(z, COMPLEX)
+                z = z - step
+        good = (np.abs(step) <= 1e-12 * (1 + np.abs(z))) & (np.abs(z.real) <= width)
+        found.append(z[good & (z.imag > -1e-9)])
+    return np.concatenate(found)
+
 
 # ---- an activation as numbers ---------------------------------------------------------------------------------------
 
@@ -175,7 +210,8 @@ NODES = 20  # of Gauss-Legendre on a panel
 AGREE = 2e-15  # two successive rules, relative to ||s||: the finer one, which is used, is far better than that
 FINER, LEVELS = 1.25, 36  # refinement from rule to rule, and how often
 TABLE = 50_000_000  # numbers in a table of Hermite functions: 400 MB
-CACHE = 1 << 17  # numbers in a tile of activation values, so that it stays in the cache
+CACHE = 1 << 16  # numbers in a tile of activation values, so that it stays in the cache
+BLOCK = 1 << 20  # numbers in a block of them that goes into one matrix product: threads meet once per block
 
 
 @lru_cache
@@ -215,6 +251,7 @@ class Rule:
 
     def nodes(self, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Nodes t and weights; one row per norm unless shared."""
+        norms = norms.max(keepdims=True) if self.shared else norms
         wave = math.sqrt(self.degree) + 1  # wave number of h_j exp(-t^2/4)
         strip = min(self.profile.strip, 30.0) / norms.max()
         if not self.profile.breaks:
@@ -267,15 +304,24 @@ class Rule:
         return self._by_product(norms) if self.shared else self._by_recurrence(norms)
 
     def _by_product(self, norms: np.ndarray) -> np.ndarray:
-        """Shared nodes: the Hermite functions are tabulated once, the rest is one matrix product, tile by tile."""
+        """Shared nodes: the Hermite functions are tabulated once, the rest is one matrix product, block by block."""
         nodes, weights = self.nodes(norms)
         density = self.density(nodes, weights, 1)
         table = np.array([density * phi for phi in hermite_functions(nodes, self.degree)])
         tables = [np.ascontiguousarray(table[parity::2].T) for parity in (0, 1)]
-        out, rows = np.empty((len(norms), self.degree + 1)), max(1, CACHE // nodes.size)
-        for i in range(0, len(norms), rows):
-            for parity, values in enumerate(self.parts(norms[i : i + rows, None] * nodes)):
-                out[i : i + rows, parity::2] = 0.0 if values is None else values @ tables[parity]
+        out = np.zeros((len(norms), self.degree + 1))
+        rows, block = (max(1, size // nodes.size) for size in (CACHE, BLOCK))
+        block = min(block, len(norms))
+        kept = [np.empty((block, nodes.size)) if self.parity in (None, parity) else None for parity in (1, -1)]
+        for start in range(0, len(norms), block):
+            here = norms[start : start + block, None]
+            for i in range(0, len(here), rows):
+                for values, into in zip(self.parts(here[i : i + rows] * nodes), kept, strict=True):
+                    if into is not None:
+                        into[i : min(i + rows, len(here))] = values
+            for parity, values in enumerate(kept):
+                if values is not None:
+                    out[start : start + block, parity::2] = values[: len(here)] @ tables[parity]
         return out
 
     def _by_recurrence(self, norms: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from .parsing import q11, q12, q22
 Delta = sp.Symbol("Delta", positive=True)  # q11 q22 - q12^2
 SUBTRACTED = q11 * q22 - q12**2
 HALF = sp.Rational(1, 2)
+MANY = 40  # terms of a numerator beyond which lowest terms cost more than they give
 
 
 def _freeze(e: sp.Expr, table: dict[sp.Expr, sp.Symbol]) -> sp.Expr:
@@ -66,6 +67,7 @@ def _lowest(n, d):
     return n // g, d // g
 
 
+@lru_cache(maxsize=1024)
 def _polynomials(expr: sp.Expr):
     """(numerator, denominator, ring symbols, frozen constants) of an expression, Delta expanded."""
     frozen: dict[sp.Expr, sp.Symbol] = {}
@@ -108,9 +110,8 @@ def _delta_form(factor: sp.Expr) -> sp.Expr:
     """A polynomial factor with q12^2 = q11 q22 - Delta used where that leaves fewer minus signs, or fewer terms."""
     if not factor.has(q12) or len(factor.args) > 30:
         return factor
-    p = sp.Poly(factor, q12)
     even_odd = [sp.Integer(0), sp.Integer(0)]
-    for (n,), c in p.terms():
+    for c, n in (x.as_coeff_exponent(q12) for x in sp.Add.make_args(factor)):
         even_odd[n % 2] += c * (q11 * q22 - Delta) ** (n // 2)
     reduced = sp.expand(even_odd[0] + q12 * even_odd[1])
     return reduced if ugliness(reduced) < ugliness(factor) else factor
@@ -120,6 +121,11 @@ def ugliness(e: sp.Expr) -> tuple[int, int]:
     """What a formula is compared by: minus signs, then terms."""
     terms = sp.Add.make_args(e)
     return sum(1 for x in terms if x.could_extract_minus_sign()), len(terms)
+
+
+def size(expr: sp.Expr) -> int:
+    """The number of terms of the numerator in lowest terms, multiplied out."""
+    return len(_polynomials(expr)[0])
 
 
 @lru_cache(maxsize=8192)
@@ -133,6 +139,11 @@ def tidy(expr: sp.Expr) -> sp.Expr:
     (a, over), (b, under) = _factors(n, symbols), _factors(d, symbols)
     out = sp.Mul(a / b, *(f**k for f, k in over), *(f**-k for f, k in under))
     return out.xreplace(frozen) if frozen else out
+
+
+def lowest(expr: sp.Expr) -> sp.Expr:
+    """`tidy` where that is short; a longer one stays in the products in which the rules built it, which round less."""
+    return tidy(expr) if size(expr) <= MANY else expr
 
 
 @lru_cache(maxsize=4096)

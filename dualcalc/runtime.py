@@ -528,6 +528,123 @@ def known_true(flag):
         return False
 
 
+# ----------------------------------------------------------------------------------------------------------- tables
+
+# A table is an approximate kernel, constant + linear q12 + E + c O (`approximate.Table` says what its entries mean):
+# a dictionary of norms, log_scale, constant, linear, and of even and odd, each (ranks, features, signs) or None.
+
+
+def clenshaw(coefficients, y):
+    """sum_n coefficients[n] T_n(y), for coefficients (N, ...) that broadcast with y."""
+    b1 = b2 = 0.0 * y
+    for n in range(len(coefficients) - 1, 0, -1):
+        b1, b2 = coefficients[n] + 2.0 * y * b1 - b2, b1
+    return coefficients[0] + y * b1 - b2
+
+
+def norm_coordinate(table, q):
+    """y in [-1, 1] on the table's norms, NaN outside; variances q at the edge may be off by rounding."""
+    low, high = table["variances"]
+    slack = 1e-6 if q.dtype.itemsize == 4 else 2e-15
+    inside = (q >= low * (1.0 - slack)) & (q <= high * (1.0 + slack))
+    slope, offset = table["affine"]
+    return slope * xp.log(xp.where(inside, q, xp.nan)) + offset
+
+
+def norm_features(table, part, q):
+    """W_r(sqrt(q)) of one part: (R, *q.shape). q is small: rows before they meet columns."""
+    y = norm_coordinate(table, q)[None]
+    columns = parameter(table[part][1], q)
+    columns = columns.reshape(columns.shape + (1,) * q.ndim)
+    scale = clenshaw(parameter(table["log_scale"], q), y)
+    return xp.exp(scale) * clenshaw(columns, y)
+
+
+def separable_series(table, part, q11, q22, x):
+    """The sum over degrees l of P_l(x), its coefficients sum_r sign_r W_r(a) W_r(b): one multiply-add a term."""
+    ranks, _, signs = table[part]
+    rows, columns = norm_features(table, part, q11), norm_features(table, part, q22)
+    coefficients, first = [], 0
+    for rank in ranks:
+        total = 0.0 * x
+        for r in range(first, first + rank):
+            total = total + (rows[r] if signs[r] > 0 else -rows[r]) * columns[r]
+        coefficients.append(total)
+        first += rank
+    return clenshaw(coefficients, x) if table["basis"] == "chebyshev" else polynomial(coefficients[::-1], x)
+
+
+def cosine_and_variable(table, q12, q11, q22):
+    """c = cos(theta), and the variable of the table's series: a function of sin(theta)^2, or c^2."""
+    delta, q12 = gram_det(q12, q11, q22)
+    cosine = q12 / xp.sqrt(q11) / xp.sqrt(q22)
+    if table["basis"] == "power":
+        return cosine, cosine * cosine
+    shift, middle, half = table["variable"]
+    return cosine, (root(delta / (q11 * q22) + shift) - middle) / half
+
+
+def table_value(table, q12, q11, q22, cosine, x):
+    """The kernel at a cosine and variable that are known."""
+    total = table["constant"] + table["linear"] * q12 + 0.0 * x
+    if table["even"] is not None:
+        total = total + separable_series(table, "even", q11, q22, x)
+    if table["odd"] is not None:
+        total = total + cosine * separable_series(table, "odd", q11, q22, x)
+    return total
+
+
+def in_blocks(value, table, q12, q11, q22):
+    """`value(q12, q11, q22)`, block by block where the features of the norms would not fit into memory."""
+    terms = sum(len(table[part][2]) for part in ("even", "odd") if table[part] is not None)
+    if terms * max(q11.size, q22.size) <= 2**24:
+        return value(q12, q11, q22)
+    shape = xp.broadcast_shapes(q12.shape, q11.shape, q22.shape)
+    flat = tuple(xp.broadcast_to(q, shape).reshape(-1) for q in (q12, q11, q22))
+    return jax.lax.map(lambda q: value(*q), flat, batch_size=2**20 // terms).reshape(shape)
+
+
+def tabulated(table, slope=None):
+    """The kernel of a table, with Price's theorem as its derivative: dK/dq12 = slope, itself a kernel of a table.
+
+    dK/dq11 at fixed q12 is that at fixed angle less slope q12/(2 q11). Without a slope the table is differentiated."""
+
+    def plain(q12, q11, q22):
+        return in_blocks(lambda *q: table_value(table, *q, *cosine_and_variable(table, *q)), table, q12, q11, q22)
+
+    if slope is None:
+        return plain
+    value = jax.custom_jvp(plain)
+
+    @value.defjvp
+    def rule(primals, tangents):
+        (q12, q11, q22), (d12, d11, d22) = primals, tangents
+        cosine, x = cosine_and_variable(table, q12, q11, q22)
+        fixed = lambda q12, q11, q22: table_value(table, q12, q11, q22, cosine, x)  # noqa: E731
+        turn = d12 - 0.5 * q12 * (d11 / q11 + d22 / q22)
+        along = jax.jvp(fixed, primals, (d12 - turn, d11, d22))[1]
+        return value(*primals), along + slope(*primals) * turn
+
+    return value
+
+
+def table_diagonal(table):
+    """k(q, q, q) of a table, from one-dimensional quadrature."""
+
+    def value(q):
+        return xp.exp(2.0 * clenshaw(parameter(table["log_scale"], q), norm_coordinate(table, q)))
+
+    return value
+
+
+def in_rank(*arrays):
+    """Floating arrays of one dtype (at least float32) and one rank, for broadcasting; they keep their sizes."""
+    dtype = inputs(*(xp.zeros((), a.dtype) if hasattr(a, "dtype") else 0.0 for a in arrays))[0].dtype
+    typed = [xp.asarray(a, dtype) for a in arrays]
+    rank = max(a.ndim for a in typed)
+    return [a.reshape((1,) * (rank - a.ndim) + a.shape) for a in typed]
+
+
 # ------------------------------------------------------------------------------------------------------ source text
 
 TARGETS = ("jax", "numpy", "numba", "torch")
@@ -593,6 +710,84 @@ TORCH_INPUTS = '''def inputs(*arrays):
         dtype = xp.promote_types(dtype, other)
     return xp.broadcast_tensors(*(xp.as_tensor(a, dtype=dtype) for a in arrays))'''
 
+IN_BLOCKS = '''def in_blocks(value, table, q12, q11, q22):
+    """`value(q12, q11, q22)`, block by block where the features of the norms would not fit into memory."""
+    terms = sum(len(table[part][2]) for part in ("even", "odd") if table[part] is not None)
+    shape = xp.broadcast_shapes(q12.shape, q11.shape, q22.shape)
+    if terms * max(len(q11.reshape(-1)), len(q22.reshape(-1))) <= 2**24:
+        return value(q12, q11, q22)
+    flat = [xp.broadcast_to(q, shape).reshape(-1) for q in (q12, q11, q22)]
+    step = 2**20 // terms
+    parts = [value(*(q[i : i + step] for q in flat)) for i in range(0, len(flat[0]), step)]
+    return xp.concatenate(parts).reshape(shape)'''
+
+TABULATED = '''def tabulated(table, slope=None):
+    """The kernel of a table."""
+
+    def value(q12, q11, q22):
+        return in_blocks(lambda *q: table_value(table, *q, *cosine_and_variable(table, *q)), table, q12, q11, q22)
+
+    return value'''
+
+TABULATED_NUMPY = TABULATED.replace(
+    "        return in", '        with xp.errstate(all="ignore"):\n            return in'
+)
+
+TABULATED_SCALAR = '''def tabulated(table, slope=None):
+    """The kernel of a table, compiled for numbers."""
+    (low, high), (scale, offset), (shift, middle, half) = table["variances"], table["affine"], table["variable"]
+    constant, linear, power = table["constant"], table["linear"], table["basis"] == "power"
+    log_scale = xp.array(table["log_scale"]).reshape(-1, 1)
+    parts = [table[part] or ((), ((),), ()) for part in ("even", "odd")]
+    ranks0, ranks1 = (xp.array(ranks, dtype=xp.int64) for ranks, _, _ in parts)
+    columns0, columns1 = (xp.array(columns, dtype=float) for _, columns, _ in parts)
+    signs0, signs1 = (xp.array(signs, dtype=float) for _, _, signs in parts)
+
+    @numba.njit(error_model="numpy")
+    def chebyshev(columns, r, y):
+        b1 = b2 = 0.0
+        for n in range(columns.shape[0] - 1, 0, -1):
+            b1, b2 = columns[n, r] + 2.0 * y * b1 - b2, b1
+        return columns[0, r] + y * b1 - b2
+
+    @numba.njit(error_model="numpy")
+    def series(ranks, columns, signs, ya, yb, x):
+        b1 = b2 = 0.0
+        r = len(signs)
+        for l in range(len(ranks) - 1, -1, -1):
+            total = 0.0
+            for _ in range(ranks[l]):
+                r -= 1
+                total += signs[r] * chebyshev(columns, r, ya) * chebyshev(columns, r, yb)
+            if power:
+                b1 = b1 * x + total
+            elif l > 0:
+                b1, b2 = total + 2.0 * x * b1 - b2, b1
+            else:
+                b1 = total + x * b1 - b2
+        return b1
+
+    @numba.vectorize
+    def value(q12, q11, q22):
+        slack = 2e-15
+        if not (low * (1 - slack) <= min(q11, q22) and max(q11, q22) <= high * (1 + slack)):
+            return xp.nan
+        delta, q12 = gram_det(q12, q11, q22)
+        cosine = q12 / math.sqrt(q11) / math.sqrt(q22)
+        x = cosine * cosine if power else (root(delta / (q11 * q22) + shift) - middle) / half
+        ya, yb = scale * math.log(q11) + offset, scale * math.log(q22) + offset
+        total = series(ranks0, columns0, signs0, ya, yb, x) + cosine * series(ranks1, columns1, signs1, ya, yb, x)
+        return constant + linear * q12 + math.exp(chebyshev(log_scale, 0, ya) + chebyshev(log_scale, 0, yb)) * total
+
+    return value'''
+
+TORCH_IN_RANK = '''def in_rank(*arrays):
+    """Floating tensors of one dtype (at least float32) and one rank, for broadcasting; they keep their sizes."""
+    dtype = inputs(*(a.new_zeros(()) if isinstance(a, xp.Tensor) else 0.0 for a in arrays))[0].dtype
+    arrays = [xp.as_tensor(a, dtype=dtype) for a in arrays]
+    rank = max(a.ndim for a in arrays)
+    return [a.reshape((1,) * (rank - a.ndim) + a.shape) for a in arrays]'''
+
 TWINS: dict[str, dict[str, str]] = {
     "where": {"numba": "def where(condition, a, b):\n    return a if condition else b"},
     "pick": {"numba": "def pick(x, single, double):\n    return double"},
@@ -602,6 +797,9 @@ TWINS: dict[str, dict[str, str]] = {
     "integrated": dict.fromkeys(("numpy", "numba", "torch"), INTEGRATED),
     "mean_by_curvature": dict.fromkeys(("numpy", "numba", "torch"), MEAN_BY_CURVATURE),
     "by_norm": {"numpy": BY_NORM, "numba": BY_NORM_SCALAR, "torch": BY_NORM},
+    "in_blocks": {"numpy": IN_BLOCKS, "torch": IN_BLOCKS.replace("concatenate", "cat")},
+    "tabulated": {"numpy": TABULATED_NUMPY, "numba": TABULATED_SCALAR, "torch": TABULATED},
+    "in_rank": {"torch": TORCH_IN_RANK},
     "filled": {"numba": "def filled(value, like):\n    return value"},
     "parameter": {
         "torch": "def parameter(value, like):\n    return xp.as_tensor(value, dtype=like.dtype, device=like.device)",
@@ -612,7 +810,7 @@ TWINS: dict[str, dict[str, str]] = {
 """What a target needs in place of the text above: numba is scalar and float64, only XLA contracts, NumPy has no erf."""
 
 
-ON_ARRAYS = ("inputs", "checked", "known_true")
+ON_ARRAYS = ("inputs", "checked", "known_true", "in_rank", "tabulated", "table_diagonal", "norm_coordinate", "clenshaw")
 """What runs on whole arrays, around numba's scalar functions."""
 
 

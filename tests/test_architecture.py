@@ -11,11 +11,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "dualcalc"
 ORDER = (
     "runtime catalog parsing rational atoms gaussian dual balls pieces certified quadrature expansions bounds"
-    " approximate codegen verify gram networks conv sketch estimators plots"
+    " mixtures tables approximate printing codegen verify gram networks conv sketch estimators plots"
 ).split()
 EXEMPT = {"__init__", "__main__", "cli", "demo"}
 SYMBOLIC = {"parsing", "rational", "atoms", "gaussian", "dual", "balls", "pieces", "certified", "quadrature"}
-SYMBOLIC |= {"expansions", "bounds", "verify"}
+SYMBOLIC |= {"expansions", "bounds", "mixtures", "tables", "approximate", "printing", "verify"}
 NUMERIC = {"runtime", "gram", "networks", "conv", "sketch", "estimators"}
 FILES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
 PRIVATE = ("jax._src", "jax.core", "jax.interpreters", "jaxlib")
