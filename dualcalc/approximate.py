@@ -42,9 +42,6 @@ SHARE = 0.02  # of the tolerance, for what is resolved and not truncated
 # ---- samples of a kernel --------------------------------------------------------------------------------------------
 
 Level = tuple[int, int]  # of the quadrature rules for the radius and for the angle
-Sampler = Callable[[np.ndarray, np.ndarray, Level], np.ndarray]
-"""(norms (N,), sines (S,), level) -> E and c O at all pairs of norms, (2, S, N, N), less what is a polynomial."""
-
 Polynomials = tuple[float | None, float | None]
 """The value of an even part that is constant and the slope of an odd part that is linear; 0 for no part, None else."""
 
@@ -59,12 +56,12 @@ class Unreached(Exception):
 
 @lru_cache(maxsize=32)
 def _radial(level: int, reach: float) -> tuple[np.ndarray, np.ndarray]:
-    """Radii up to `reach` and weights of r exp(-r^2/2) dr: the trapezoid rule in u, r = exp(u - exp(-u))."""
+    """Radii up to `reach` and weights of exp(-r^2/2) dr: the trapezoid rule in u, r = exp(u - exp(-u))."""
     step = 0.2 / math.sqrt(2) ** level
-    u = np.arange(-2.75, math.log(reach) + 1, step)
+    u = np.arange(-3.6, math.log(reach) + 1, step)
     r = np.exp(u - np.exp(-u))
     u, r = u[r < reach], r[r < reach]
-    return r, step * r * r * (1 + np.exp(-u)) * np.exp(-r * r / 2)
+    return r, step * r * (1 + np.exp(-u)) * np.exp(-r * r / 2)
 
 
 @lru_cache(maxsize=32)
@@ -102,6 +99,11 @@ class Activation:
         right = self.s.piece(len(self.s.breaks), x, self.order) if smooth else self.s(x, self.order)
         if self.parity is not None:
             return (right, None) if self.parity == 1 else (None, right)
+        constant, slope = self.polynomials
+        if slope is not None:
+            return right - slope * x, slope * x
+        if constant is not None:
+            return np.full_like(x, constant), right - constant
         left = self.s.piece(0, -x, self.order) if smooth else self.s(-x, self.order)
         return (right + left) / 2, (right - left) / 2
 
@@ -113,20 +115,35 @@ class Activation:
         for i, theta in enumerate(np.arcsin(sines)):
             for half, sign in (((math.pi - theta) / 2, 1), (theta / 2, -1)):
                 x = r[:, None] * np.sin(half * gap)
-                weights = np.outer(radial, angular) * (half / math.pi)
+                weights = np.outer(radial * r, angular) * (half / math.pi)
                 for k, f in enumerate(self.halves(norms[:, None, None] * x)):
                     if f is not None and self.polynomials[k] is None:
                         left, right = (y.reshape(len(norms), -1) for y in (f * weights, f[:, :, ::-1]))
-                        out[k, i] += (sign if k else 1) * (left @ right.T)
+                        out[k, i] += (sign if k else 1) * _product(left, right)
         return out
+
+    def diagonal(self, norms: np.ndarray) -> np.ndarray:
+        """E[f(a Z)^2], by the finest rule."""
+        r, radial = _radial(LEVELS, self.reach)
+        squares = (f**2 for f in self.halves(norms[:, None] * r) if f is not None)
+        return math.sqrt(2 / math.pi) * sum(squares) @ radial
+
+
+def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """left @ right.T in pieces so small that BLAS does each in one thread.
+
+    It is as fast where a core is free; where none is, threads that wait for each other take up to 100 times longer."""
+    n, width = len(left), left.shape[1]
+    step = max(8, 250_000 // n**2)
+    return sum((left[:, i : i + step] @ right[:, i : i + step].T for i in range(0, width, step)), np.zeros((n, n)))
 
 
 def _activation(s: Profile, order: int, norms: tuple[float, float]) -> Activation:
     """The sampler; ValueError where the activation is not square-integrable, or zero, at the norms."""
-    r, reach = np.linspace(0.05, 38.0, 1520), 6.0
+    r, reach = np.linspace(0.05, 38.0, 1520), 0.0
     for a in (norms[0], math.sqrt(norms[0] * norms[1]), norms[1]):
         with np.errstate(all="ignore"):
-            f = np.maximum(np.abs(s(a * r, order)), np.abs(s(-a * r, order)))
+            f = np.maximum.accumulate(np.maximum(np.abs(s(a * r, order)), np.abs(s(-a * r, order))))
             size = 2 * np.log(r) - r * r / 2 + 2 * np.log(f)
         top, what = np.max(size), f"derivative {order} of {s.activation}" if order else str(s.activation)
         if top == -math.inf:
@@ -163,18 +180,22 @@ class Kernel:
             raise ValueError("the kernel is not finite on the whole range of norms; expected a narrower range")
         return np.stack([(plus + minus) / 2, (plus - minus) / 2])
 
+    def diagonal(self, norms: np.ndarray) -> np.ndarray:
+        q = norms**2
+        k = np.asarray(self.k(q, q, q), dtype=float)
+        if not (k > 0).all():
+            i = int(np.argmin(k > 0))
+            raise ValueError(f"k(q, q, q) is {k[i]:g} at the norm {norms[i]:g}; expected a positive number")
+        return k
+
+
+Sampler = Activation | Kernel
+"""Called with norms (N,), sines (S,) and a level: E and c O at all pairs of norms, (2, S, N, N), each zero where it is
+a polynomial. `diagonal(norms)`: k(a, a, 1), polynomials included."""
+
 
 def _cosine(sines: np.ndarray) -> np.ndarray:
     return np.sqrt((1 - sines) * (1 + sines))
-
-
-def _diagonal(sampler, norms: np.ndarray, level: Level) -> np.ndarray:
-    """k(a, a, 1) at the norms."""
-    constant, linear = _polynomial(sampler.polynomials)
-    k = np.diagonal(sampler(norms, np.zeros(1), level)[:, 0].sum(axis=0)) + constant + linear * norms**2
-    if not (k > 0).all():
-        raise ValueError(f"k(q, q, q) is not positive at the norm {norms[np.argmin(k)]:g}; expected a kernel that is")
-    return k
 
 
 def _polynomial(polynomials: Polynomials) -> tuple[float, float]:
@@ -227,9 +248,10 @@ def _finer(level: Level) -> Level:
     return level[0] + 1, level[1] + 1
 
 
-def _resolution(sampler, norms: tuple[float, float], tol: float) -> Resolution:
+def _resolution(sampler: Sampler, norms: tuple[float, float], tol: float) -> Resolution:
     """The least that resolves a few sections of the kernel to tol / 10, as far as their last coefficients tell."""
     few, goal = _at(norms, [-1.0, 0.0, 0.6, 1.0]), tol / 10
+    scale = np.sqrt(sampler.diagonal(few))
 
     def least(candidates: Iterable[int], error: Callable[[int], float], what: str) -> int:
         reached = math.inf
@@ -242,7 +264,7 @@ def _resolution(sampler, norms: tuple[float, float], tol: float) -> Resolution:
     def difference(coarse: Level, fine: Level) -> float:
         sines = np.array([0.0, 0.03, 0.6, 1.0])
         change = sampler(few, sines, fine) - sampler(few, sines, coarse)
-        return float(np.max(np.abs(_over(change, np.sqrt(_diagonal(sampler, few, fine))))))
+        return float(np.max(np.abs(_over(change, scale))))
 
     def sine_tail(n: int) -> float:
         sines = (_nodes(n) + 1) / 2
@@ -251,14 +273,13 @@ def _resolution(sampler, norms: tuple[float, float], tol: float) -> Resolution:
 
     def norm_tail(n: int) -> float:
         a = _at(norms, _nodes(n))
-        values = _over(sampler(a, np.array([0.0, 0.3]), level), np.sqrt(_diagonal(sampler, a, level)))
+        values = _over(sampler(a, np.array([0.0, 0.3]), level), np.sqrt(sampler.diagonal(a)))
         return _tail(_transform(np.moveaxis(values, 2, 0)))
 
     level = (0, 0)
     if isinstance(sampler, Activation):
         radial = least(range(LEVELS), lambda i: difference((i, 1), (i + 1, 1)), "the radius")
         level = radial, least(range(LEVELS), lambda i: difference((radial, i), (radial, i + 1)), "the quadrature angle")
-    scale = np.sqrt(_diagonal(sampler, few, level))
     return Resolution(least(GRID, norm_tail, "log norm"), least(GRID, sine_tail, "sin(theta)"), level)
 
 
@@ -276,15 +297,21 @@ class Grid:
     unresolved: float
 
 
-def _log_scale(diagonal: np.ndarray, tol: float) -> np.ndarray:
-    """Chebyshev coefficients of log sqrt(diagonal), rounded: the rounded series is the scale of everything else."""
-    c = np.round(_transform(np.log(diagonal) / 2), max(6, 3 - math.floor(math.log10(tol))))
+def _log_scale(moment: Callable[[np.ndarray], np.ndarray], norms: tuple[float, float], tol: float) -> np.ndarray:
+    """Chebyshev coefficients of log sqrt(moment), moment(norms) = k(a, a, 1), to tol / 1000 and rounded so.
+
+    The rounded series is the scale of everything else, so that its error is none of the table's."""
+    for n in GRID:
+        c = _transform(np.log(moment(_at(norms, _nodes(n)))) / 2)
+        if _tail(c) <= tol / 1000:
+            break
+    c = np.round(c, 4 - math.floor(math.log10(tol)))
     return c[: max(np.flatnonzero(c), default=0) + 1]
 
 
-def _grid(sampler, norms: tuple[float, float], at: Resolution, tol: float) -> Grid:
+def _grid(sampler: Sampler, norms: tuple[float, float], at: Resolution, tol: float) -> Grid:
     y, sines = _nodes(at.norms), (_nodes(at.sines) + 1) / 2
-    log_scale = _log_scale(_diagonal(sampler, _at(norms, y), at.level), tol)
+    log_scale = _log_scale(sampler.diagonal, norms, tol)
 
     def over_scale(y, sines, level):
         return _over(sampler(_at(norms, y), sines, level), np.exp(chebval(y, log_scale)))
@@ -325,9 +352,11 @@ class Terms:
     features: np.ndarray
 
     def squares(self) -> np.ndarray:
-        """W(a)^2 on a grid four times as fine as the nodes, (R, 4 N)."""
+        """W(a)^2 on a grid, (R, 8 N), times 1.09: sums of them are nowhere larger than on the grid.
+
+        Their degree is below 2 N: between 8 N such points they rise at most by 1/cos(pi/8) (Ehlich, Zeller 1964)."""
         n = self.features.shape[1]
-        return (self.features @ chebvander(np.cos(np.linspace(0, math.pi, 4 * n)), n - 1).T) ** 2
+        return 1.09 * (self.features @ chebvander(np.cos(np.linspace(0, math.pi, 8 * n)), n - 1).T) ** 2
 
     def chosen(self, keep: np.ndarray) -> Terms:
         return Terms(self.degrees[keep], self.signs[keep], self.features[keep])
@@ -338,7 +367,7 @@ def _separate(coefficients: np.ndarray) -> Terms:
     count, n = coefficients.shape[:2]
     values, vectors = np.linalg.eigh((coefficients + coefficients.transpose(0, 2, 1)) / 2)
     at_nodes = (vectors * np.sqrt(np.abs(values))[:, None, :]).transpose(0, 2, 1).reshape(count * n, n)
-    at_nodes *= np.where(at_nodes.sum(axis=1, keepdims=True) < 0, -1.0, 1.0)  # of two equal terms the same one always
+    at_nodes *= np.where(at_nodes.sum(axis=1, keepdims=True) < 0, -1.0, 1.0)  # an eigenvector has no sign of its own
     return Terms(np.repeat(np.arange(count), n), np.sign(values).ravel(), _transform(at_nodes, 1))
 
 
@@ -397,7 +426,7 @@ def _cost(table: Table) -> int:
     return table.terms + sum((2 if table.basis == "chebyshev" else 1) * p.degree for p in table.parts)
 
 
-def _theta_table(sampler, norms: tuple[float, float], tol: float) -> Table:
+def _theta_table(sampler: Sampler, norms: tuple[float, float], tol: float) -> Table:
     """By Chebyshev series in the shifted sine that costs least. Raises Unreached."""
     at = _resolution(sampler, norms, tol)
     for _ in range(4):
@@ -407,20 +436,28 @@ def _theta_table(sampler, norms: tuple[float, float], tol: float) -> Table:
         at = at.finer()
     else:
         raise Unreached("log norm and sin(theta)", 5 * grid.unresolved)
-    found: list[Table] = []
+    shift, coefficients, tail = _shift(grid.coefficients, tol)
+    wanted = (c if p is None else c[:0] for c, p in zip(coefficients, sampler.polynomials, strict=True))
+    polynomial = _polynomial(sampler.polynomials)
+    template = Table("chebyshev", shift, norms, grid.log_scale, None, None, *polynomial, math.nan)
+    even, odd = map(_separate, wanted)
+    return _table((even, odd), tol, grid.unresolved + tail, template)
+
+
+def _shift(coefficients: np.ndarray, tol: float) -> tuple[float, np.ndarray, float]:
+    """The shift that needs the fewest terms on a thinned grid of norms; the coefficients with it, and their tail."""
+    thin = slice(None, None, max(1, coefficients.shape[2] // 20))
+    best = (math.inf, 0.0, coefficients, 0.0)
     for shift in SHIFTS:
-        coefficients = _shifted(grid.coefficients, shift) if shift else grid.coefficients
-        tail = sum(map(_tail, coefficients)) if shift else 0.0
-        if tail > SHARE * tol:
-            continue
-        wanted = (c if p is None else c[:0] for c, p in zip(coefficients, sampler.polynomials, strict=True))
-        even, odd = map(_separate, wanted)
-        polynomial = _polynomial(sampler.polynomials)
-        template = Table("chebyshev", shift, norms, grid.log_scale, None, None, *polynomial, math.nan)
-        found.append(_table((even, odd), tol, grid.unresolved + tail, template))
-        if len(found) > 2 and _cost(found[-1]) > _cost(found[-2]) > _cost(found[-3]):
-            break  # the cost has one minimum
-    return min(found, key=_cost)
+        found = _shifted(coefficients, shift) if shift else coefficients
+        tail = sum(map(_tail, found)) if shift else 0.0
+        if tail <= SHARE * tol:
+            values, vectors = np.linalg.eigh(found[:, :, thin, thin])
+            squares = np.moveaxis(np.abs(values)[:, :, None] * vectors**2, 3, 2)
+            keep, _ = _select(squares.reshape(-1, squares.shape[-1]), tol)
+            degrees = np.flatnonzero(keep.reshape(found.shape[:2] + (-1,)).any(axis=(0, 2)))
+            best = min(best, (keep.sum() + 2 * max(degrees, default=0), shift, found, tail), key=lambda x: x[0])
+    return best[1:]
 
 
 def _hermite_table(sampler: Activation, norms: tuple[float, float], tol: float) -> Table | None:
@@ -429,18 +466,15 @@ def _hermite_table(sampler: Activation, norms: tuple[float, float], tol: float) 
 
     def over_scale(y, log_scale):
         """chat_j at all y, (POWERS + 1, len(y)), and E[s^2], over the scale."""
-        scale = np.exp(chebval(y, log_scale))
-        return hermite(s, POWERS, _at(norms, y), order=order).T / scale, moments(y) / scale**2
-
-    def moments(y):
-        return second_moment(s, _at(norms, y), order=order)
+        a, scale = _at(norms, y), np.exp(chebval(y, log_scale))
+        return hermite(s, POWERS, a, order=order).T / scale, second_moment(s, a, order=order) / scale**2
 
     last, moment = over_scale(np.ones(1), np.zeros(1))
     if moment[0] - np.sum(last**2) > SHARE * tol * moment[0]:
         return None
+    log_scale = _log_scale(sampler.diagonal, norms, tol)
     for n in GRID:
         y, ends = _nodes(n), np.cos(math.pi * np.arange(n + 1) / n)
-        log_scale = _log_scale(moments(y), tol)
         features = _transform(over_scale(y, log_scale)[0], 1)
         between, whole = over_scale(ends, log_scale)
         d, top = np.abs(chebval(ends, features.T) - between).max(axis=1), np.abs(between).max(axis=1)
@@ -466,7 +500,8 @@ class Approximation:
     """Tables of an activation's kernels for a range of norms.
 
     kdot    of the first derivative; None where the activation jumps (the NTK has no value)
-    kddot   of the second derivative, for gradients, to max(100 tol, 1e-6); None where it is infinite or not resolved
+    kddot   of the second derivative, for gradients, to max(100 tol, 1e-6); None where it is infinite, zero, or cannot
+            be resolved
     """
 
     k: Table
@@ -505,7 +540,7 @@ def build(activation, tol: float = 1e-6, norms: tuple[float, float] = NORMS, **p
             continue
         try:
             tables.append(_activation_table(s, order, goal, norms))
-        except Unreached as error:
+        except (Unreached, ValueError) as error:
             if order < 2:
                 raise _refusal(f"{'kdot' if order else 'k'} of {s.activation}", goal, norms, error) from None
             tables.append(None)
@@ -548,11 +583,13 @@ def _checked(tol: float, norms: tuple[float, float]) -> tuple[float, float]:
     return low, high
 
 
-def _refusal(what: str, tol: float, norms: tuple[float, float], error: Unreached) -> ValueError:
-    reached = f"about {error.reached:.0e} can" if error.reached < 0.1 else "no useful tolerance can"
+def _refusal(what: str, tol: float, norms: tuple[float, float], error: Unreached | ValueError) -> ValueError:
+    if isinstance(error, ValueError):
+        return error
+    remedy = f"about {error.reached:.0e} can be reached; ask for that, or " if error.reached < 0.1 else ""
     return ValueError(
-        f"{what} to {tol:g} for norms {norms[0]:g} to {norms[1]:g} is not resolved in {error.what}; {reached} be "
-        "reached. Ask for that tolerance, or for a narrower range of norms"
+        f"{what} to {tol:g} for norms {norms[0]:g} to {norms[1]:g} is not resolved in {error.what}: {remedy}give a "
+        "narrower range of norms"
     )
 
 

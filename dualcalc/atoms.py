@@ -413,7 +413,7 @@ def _power(expr) -> Pieces:
 def _outside(expr) -> NoClosedForm:
     return NoClosedForm(
         f"{expr} is outside the closed class (polynomials, exponentials of quadratics, sin, cos, sinh, cosh, erf of "
-        "linear arguments, and steps). Way out: a Hermite expansion or a numerical kernel of the activation"
+        "linear arguments, and steps). Way out: dc.compile approximates it to a stated error, dc.hermite expands it"
     )
 
 
@@ -469,11 +469,26 @@ def read(expr: sp.Expr) -> Pieces:
 
 def blocks(f: Pieces) -> tuple[Block, ...]:
     """The normal form: ungated blocks first, then gates; raises NoClosedForm for a gate that the class lacks."""
-    if f.breaks == (sp.Integer(0),) and _pure_polynomial_exponents(f):
-        left, right = f.pieces
-        half = sp.Rational(1, 2)
-        smooth = Smooth().plus(left, half).plus(right, half)
-        return (*_ungated(smooth), *_gated(Smooth().plus(right, half).plus(left, -half), Gate("sign")))
+    out = _signed(f) if f.breaks == (sp.Integer(0),) and _pure_polynomial_exponents(f) else _stepped(f)
+    if len(out) > MAX_BLOCKS:
+        raise _too_many(len(out))
+    gates = [b.gate for b in out if b.gate]
+    waves = [b for b in out if not (b.alpha.is_real and b.beta.is_real)]
+    if gates and waves:
+        raise _gate_and_wave(gates[0], waves[0].alpha, waves[0].beta)
+    return tuple(out)
+
+
+def _signed(f: Pieces) -> list[Block]:
+    """A function with a break at 0 alone, as its even and its odd extension."""
+    left, right = f.pieces
+    half = sp.Rational(1, 2)
+    smooth = Smooth().plus(left, half).plus(right, half)
+    return [*_ungated(smooth), *_gated(Smooth().plus(right, half).plus(left, -half), Gate("sign"))]
+
+
+def _stepped(f: Pieces) -> list[Block]:
+    """A piecewise function with steps that open away from the origin."""
     out: list[Block] = []
     zero_at = next((i for i, b in enumerate(f.breaks) if b == 0), None)
     if zero_at is None:
@@ -488,9 +503,7 @@ def blocks(f: Pieces) -> tuple[Block, ...]:
         out += _gated(f.pieces[i + 1].plus(f.pieces[i], -1), Gate("step", sp.Integer(1), f.breaks[i]))
     for i in range(first_left - 1, -1, -1):
         out += _gated(f.pieces[i].plus(f.pieces[i + 1], -1), Gate("step", sp.Integer(-1), f.breaks[i]))
-    if len(out) > MAX_BLOCKS:
-        raise _too_many(len(out))
-    return tuple(out)
+    return out
 
 
 def _too_many(n: int) -> NoClosedForm:
@@ -501,18 +514,10 @@ def _too_many(n: int) -> NoClosedForm:
 
 
 def _pure_polynomial_exponents(f: Pieces) -> bool:
-    return all(b == 0 and g is None for s in f.pieces for (_, b, g) in s)
+    return all(a.is_real and b == 0 and g is None for s in f.pieces for (a, b, g) in s)
 
 
 def _ungated(s: Smooth) -> list[Block]:
-    for a, b, g in s:
-        if g and not (a.is_real and b.is_real):
-            raise NoClosedForm(
-                f"{g.text(t)} times an oscillating exponential {sp.exp(a * t**2 + b * t)}: a gate times a complex "
-                "exponent leaves the closed class. Way out: its Hermite expansion"
-            )
-        if not a.is_real:
-            raise NoClosedForm(f"exp({a * t**2}): an oscillating Gaussian is not in the closed class")
     return [Block(p, a, b, g) for (a, b, g), p in s.items()]
 
 
@@ -524,11 +529,15 @@ def _gated(s: Smooth, gate: Gate) -> list[Block]:
                 "Way out: its Hermite expansion"
             )
         if not (a.is_real and b.is_real):
-            raise NoClosedForm(
-                f"{gate.text(t)} times an oscillating exponential {sp.exp(a * t**2 + b * t)}: a gate times a complex "
-                "exponent leaves the closed class. Way out: its Hermite expansion"
-            )
+            raise _gate_and_wave(gate, a, b)
     return [Block(p, a, b, gate) for (a, b, _), p in s.items()]
+
+
+def _gate_and_wave(gate: Gate, a, b) -> NoClosedForm:
+    return NoClosedForm(
+        f"{gate.text(t)} times an oscillating exponential {sp.exp(a * t**2 + b * t)}: a gate times a complex exponent "
+        "leaves the closed class, within the activation and in E[s(u) s(v)]. Way out: its Hermite expansion"
+    )
 
 
 def differentiate(s: tuple[Block, ...]) -> tuple[Block, ...]:

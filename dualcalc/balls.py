@@ -16,7 +16,7 @@ import flint
 import sympy as sp
 from flint import acb, arb, fmpq
 
-from .gaussian import Angle, ExpNdtr, ExpPhi2, Phi2, Term
+from .gaussian import Angle, Argument, ExpNdtr, ExpPhi2, Phi2, Term
 from .parsing import q11, q12, q22
 from .rational import Delta
 
@@ -126,6 +126,8 @@ def _ball(e: sp.Expr, env: dict, argument: bool) -> arb:
     if isinstance(e, Angle):
         y, x2 = (ball(a, env, True) for a in e.args)
         return arb.atan2(y, x2.sqrt()) if not (_is_zero(y) and _is_zero(x2)) else ZERO
+    if isinstance(e, Argument):
+        return arb.atan2(*(ball(a, env, True) for a in e.args))
     if isinstance(e, ExpNdtr):
         return _exp_ndtr(*(ball(a, env, True) for a in e.args))
     if isinstance(e, ExpPhi2):

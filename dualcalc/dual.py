@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import combinations_with_replacement
 
 import sympy as sp
 
 from . import catalog, parsing
 from .atoms import Block, NoClosedForm, blocks, differentiate, read
-from .gaussian import Angle, ExpNdtr, ExpPhi2, Phi2, Step, Term, expectation
+from .gaussian import Angle, Argument, ExpNdtr, ExpPhi2, Phi2, Step, Term, expectation
 from .parsing import q11, q12, q22, t
-from .rational import MANY, SUBTRACTED, Delta
+from .rational import MANY, SUBTRACTED, Delta, power_series
 
 # Greek and Latin names that SymPy's assumptions system understands, for parameters of SymPy expressions and of text.
 SIGNS = ("positive", "negative", "nonnegative", "nonpositive", "nonzero", "integer")
@@ -83,7 +84,7 @@ class Dual:
         """alpha of the fastest exp(alpha t^2); k(q, q, q) is finite iff 4 alpha q < 1."""
         if self.activation is None:
             return sp.Integer(0)
-        return sp.Max(0, *(b.alpha for b in self.blocks))
+        return sp.Max(0, *(sp.re(b.alpha) for b in self.blocks))
 
     @property
     def domain(self) -> str:
@@ -221,6 +222,7 @@ def _angle(y, x2):
 
 READABLE = {
     Angle: _angle,
+    Argument: sp.atan2,
     ExpNdtr: lambda e, eh, h: sp.exp(e) * (1 + sp.erf(h / sp.sqrt(2))) / 2,
     ExpPhi2: lambda e, eh, ek, er, h, k, th, tk, y, x2: sp.exp(e) * Phi2(h, k, sp.sin(_angle(y, x2))),
 }
@@ -369,18 +371,22 @@ def from_kernel(kernel=None, *, kappa=None, source: str = "", defaults=None, ass
 
     kernel   text or SymPy expression in q11, q12, q22, or a callable `(q12, q11, q22)` of JAX or NumPy arrays
     kappa    text or expression in t = cos: the 1-homogeneous kernel sqrt(q11 q22) kappa(t)
-    kdot follows by the paper's Theorem 3, `kdot = (1/(ab)) dk/dc`. A kernel that is not symmetric, or has a negative
-    power-series coefficient in c, is refused with ValueError: it is not positive semi-definite.
+    kdot follows by the paper's Theorem 3, `kdot = (1/(ab)) dk/dc`. A kernel that is not symmetric, has a negative
+    power-series coefficient in c, or is not positive semi-definite on a sphere is refused with ValueError, and so is a
+    callable that does not return one float for each entry of its three arrays. Free parameters are at their defaults,
+    or at 1, for these checks.
     """
     if (kernel is None) == (kappa is None):
         raise ValueError("give either a kernel in q11, q12, q22 or kappa in t, not both")
     known = assume_known or {}
     if kappa is not None:
+        if not isinstance(kappa, str | sp.Expr):
+            raise ValueError(f"kappa is a text or SymPy expression in t, the cosine; a {type(kappa).__name__} came")
         expr = parsing.parse_kappa(kappa, parameters=known) if isinstance(kappa, str) else _own_variable(kappa)
         kernel = sp.sqrt(q11 * q22) * expr.xreplace({t: q12 / sp.sqrt(q11 * q22)})
         source = source or f"kappa = {kappa}"
     if callable(kernel) and not isinstance(kernel, sp.Basic):
-        check_positive_semidefinite(kernel, "the callable")
+        _check_spheres(_sampled(kernel, "the callable"), "the callable")
         return Dual(None, kernel, (), {}, source or getattr(kernel, "__name__", "callable"))
     if isinstance(kernel, str):
         source = source or kernel
@@ -400,57 +406,127 @@ def from_kernel(kernel=None, *, kappa=None, source: str = "", defaults=None, ass
     rest = tuple(sorted(kernel.free_symbols - {q11, q12, q22}, key=lambda s: s.name))
     kept = {s.name: defaults[s.name] for s in rest if s.name in (defaults or {})}
     numeric = kernel.subs({s: exact(kept.get(s.name, 1), s.name) for s in rest})
-    check_positive_semidefinite(sp.lambdify((q12, q11, q22), numeric, "numpy"), str(kernel))
-    return Dual(None, kernel, rest, kept, source or str(kernel))
+    function = sp.lambdify((q12, q11, q22), numeric, ["scipy", "numpy"])
+    source = source or str(kernel)
+    sampled = _sampled(lambda *q: function(*q) + 0 * q[0], source)
+    _check_series(numeric, source)
+    _check_spheres(sampled, source)
+    return Dual(None, kernel, rest, kept, source)
 
 
-def check_positive_semidefinite(k: Callable, name: str) -> None:
-    """Refuse a kernel that is asymmetric, or whose Gram matrix on points of the sphere has a negative eigenvalue."""
+NORMS = (sp.Integer(1), sp.Rational(1, 2), sp.Rational(3, 2))  # where a kernel is checked
+SPHERES = (2, 3, 5, 9, 17, 33, 129, 513)  # dimensions of the spheres on which it must be positive semi-definite
+DEGREE = 20  # of the components that are checked
+
+
+def _check_series(kernel: sp.Expr, name: str) -> None:
+    """Refuse `K = sum_l R_l(a, b) c^l` where a coefficient R_l is surely not positive semi-definite in the norms.
+
+    By Schoenberg's theorem a kernel on the spheres of every dimension needs that. The coefficients are balls, so that
+    nothing is refused for rounding; a kernel without a power series at c = 0 is left to `_check_spheres`.
+    """
+    pairs = list(combinations_with_replacement(NORMS, 2))
+    series = [power_series(kernel, {q11: a**2, q22: b**2}, a * b, 2 * DEGREE) for a, b in pairs]
+    for degree, row in enumerate(zip(*series, strict=False)):
+        r = dict(zip(pairs, row, strict=True))
+        for a, b in pairs:
+            if a == b and r[a, a] < 0:
+                raise ValueError(
+                    f"{name}: not positive semi-definite: at q11 = q22 = {a**2} its power series in the cosine c has "
+                    f"the coefficient {float(r[a, a]):.3g} at degree {degree}"
+                )
+            if r[a, a] * r[b, b] < r[a, b] * r[a, b]:
+                raise ValueError(
+                    f"{name}: not positive semi-definite: at the norms {a} and {b} its power series in the cosine c "
+                    f"has at degree {degree} the coefficients {float(r[a, a]):.3g} and {float(r[b, b]):.3g}, and "
+                    f"between them {float(r[a, b]):.3g}, which is too large"
+                )
+
+
+def _sampled(k: Callable, name: str):
+    """K at cos(angles) between vectors of three norms, of shape (angles, 3, 3); refuse what is no symmetric kernel."""
     import numpy as np
 
-    rng = np.random.default_rng(0)
-    for d in (2, 3, 8, 40):
-        x = rng.standard_normal((60, d))
-        x *= rng.choice([0.5, 1.0, 1.5], size=60)[:, None] / np.linalg.norm(x, axis=1, keepdims=True)
-        q = np.sum(x * x, axis=1)
-        root = np.sqrt(np.outer(q, q))
-        edge = root * (1 - 1e-12)  # a text with acos is not finite one rounding beyond c = 1
-        cov = np.clip(x @ x.T, -edge, edge)
-        ones = np.ones_like(cov)
-        with np.errstate(all="ignore"):
-            gram = np.asarray(k(cov, q[:, None] * ones, q[None, :] * ones), dtype=float) * ones
-        if not np.all(np.isfinite(gram)):
-            raise ValueError(f"{name}: not finite for every q12 in [-sqrt(q11 q22), sqrt(q11 q22)]")
-        if not np.allclose(gram, gram.T, rtol=1e-6, atol=1e-9 * np.abs(gram).max()):
-            raise ValueError(f"{name}: not symmetric in the exchange of q11 and q22, so it is no kernel")
-        low = np.linalg.eigvalsh((gram + gram.T) / 2)[0]
-        if low < -1e-6 * np.abs(gram).max() * len(gram):
-            raise ValueError(f"{name}: not positive semi-definite (a Gram matrix has the eigenvalue {low:.3g})")
-    _check_series(k, name)
-
-
-def _check_series(k, name) -> None:
-    """Refuse a negative power-series coefficient in c at q11 = q22 = 1 (Chebyshev fit, degrees to 8)."""
-    import numpy as np
-    from numpy.polynomial import chebyshev
-
-    c = np.cos(np.pi * (np.arange(200) + 0.5) / 200)
-    ones = np.ones_like(c)
-    with np.errstate(all="ignore"):
-        values = np.asarray(k(c, ones, ones), dtype=float) * ones
+    theta, _ = _angles()
+    a = np.array([float(norm) for norm in NORMS])
+    q = np.broadcast_arrays(np.cos(theta)[:, None, None] * np.outer(a, a), a[:, None] ** 2, a**2)
+    values = _called(k, [np.ascontiguousarray(v) for v in q], name)
     if not np.all(np.isfinite(values)):
-        return
-    inside = np.abs(c) <= 0.5  # analytic there even where k is not at c = +-1
-    fit = chebyshev.Chebyshev.fit(c[inside], values[inside], 24, domain=[-0.5, 0.5])
-    coefficients = fit.convert(kind=np.polynomial.Polynomial).coef[:9]
-    tolerance = 1e-6 * np.abs(values).max() * 4.0 ** np.arange(9)
-    bad = np.flatnonzero(coefficients < -tolerance)
-    if bad.size:
-        j = int(bad[0])
+        raise ValueError(f"{name}: not finite for every q12 in [-sqrt(q11 q22), sqrt(q11 q22)]")
+    difference = np.abs(values - values.transpose(0, 2, 1)).max()
+    if difference > max(1e-9, 1e3 * np.finfo(values.dtype).eps) * np.abs(values).max():
+        raise ValueError(f"{name}: not symmetric in the exchange of q11 and q22, so it is no kernel")
+    return values
+
+
+def _check_spheres(values, name: str) -> None:
+    """Refuse a sampled kernel that on some sphere has a component which is not positive semi-definite in the norms.
+
+    On the sphere in R^d the component of degree l is the mean of K times the Gegenbauer polynomial of that degree over
+    the cosine; in the angle the integrand is smooth, so that Gauss-Legendre gives it to rounding. Rounding is taken as
+    64 eps of the returned floats, or as what components of degree 60 to 120 show of it.
+    """
+    import numpy as np
+
+    theta, w = _angles()
+    eps, values = float(np.finfo(values.dtype).eps), values.astype(float)
+    size, values = np.abs(values).max(), (values + values.transpose(0, 2, 1)) / 2
+
+    def lowest(d: int, degree: int):
+        """The smallest eigenvalue over the norms of the components of degree 0, 1, .."""
+        weights = w * np.sin(theta) ** (d - 2)
+        weighted = _gegenbauer(np.cos(theta), d, degree) * (weights / weights.sum())
+        return np.linalg.eigvalsh(np.einsum("ln,nij->lij", weighted, values))[:, 0]
+
+    noise = -min(0.0, lowest(2, 120)[60:].min())
+    rounding = max(64 * eps * size, min(10 * noise, 1e-8 * size))
+    for d in SPHERES:
+        low = lowest(d, DEGREE)
+        if low.min() < -rounding:
+            raise ValueError(
+                f"{name}: not positive semi-definite: on spheres in {d} dimensions its component of degree "
+                f"{low.argmin()} has the eigenvalue {low.min():.3g} (largest value {size:.3g}, rounding {rounding:.1g})"
+            )
+
+
+@lru_cache
+def _angles():
+    """256 Gauss-Legendre nodes and weights on [0, pi]."""
+    import numpy as np
+
+    x, w = np.polynomial.legendre.leggauss(256)
+    return (x + 1) * (np.pi / 2), w
+
+
+def _gegenbauer(c, d: int, degree: int):
+    """The polynomials of degree 0, 1, .. that are orthonormal for (1 - c^2)^((d-3)/2), as rows."""
+    half, rows, before, last = (d - 2) / 2, [1 + 0 * c], 0 * c, 0.0
+    for n in range(degree):
+        square = (n + 1) * (n + 2 * half) / (4 * (n + half) * (n + half + 1)) if n + half else 0.5
+        rows.append((c * rows[-1] - last * before) / square**0.5)
+        before, last = rows[-2], square**0.5
+    return rows
+
+
+def _called(k: Callable, q: list, name: str):
+    """k(q12, q11, q22) as an array of floats, or what is wrong with it."""
+    import numpy as np
+
+    expected = f"an array of real floats of shape {q[0].shape} was expected, as q12, q11 and q22 have"
+    try:
+        with np.errstate(all="ignore"):
+            came = k(*q)
+    except Exception as error:  # a user's function may raise anything
         raise ValueError(
-            f"{name}: not positive semi-definite (its power series in c has the coefficient {coefficients[j]:.3g} "
-            f"at degree {j})"
-        )
+            f"{name}: k(q12, q11, q22) raised {type(error).__name__} ({error}) for arrays of shape {q[0].shape}; "
+            "a kernel must work on arrays: write it with jax.numpy or numpy functions, without if"
+        ) from error
+    if not hasattr(came, "shape"):
+        raise ValueError(f"{name}: k(q12, q11, q22) returned a {type(came).__name__}; {expected}")
+    values = np.asarray(came)
+    if values.shape != q[0].shape or not np.issubdtype(values.dtype, np.floating):
+        raise ValueError(f"{name}: k(q12, q11, q22) returned {values.dtype} of shape {values.shape}; {expected}")
+    return values
 
 
 def _smooth_derivative(kernel: sp.Expr) -> sp.Expr:

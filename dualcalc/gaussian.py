@@ -11,6 +11,7 @@ Rules, in the order in which they are tried on a pair of blocks:
   Tilt    quadratic exponents: E[exp(alpha1 u^2 + alpha2 v^2) F] = det^(-1/2) E_L[F], L^-1 = Lambda^-1 - 2 diag(alpha)
   Shift   linear exponents:    E_L[exp(beta . (u, v)) F(u, v)] = exp(beta' L beta / 2) E_L[F((u, v) + L beta)]
   Wick    no gates:            E[P(u) R(v)] = sum_l L12^l / l! E[P^(l)(u)] E[R^(l)(v)]
+  Turn    complex alpha:       det^(-m-1/2) = |det|^(-m-1/2) exp(-i (m + 1/2) arg det); the real part is kept
   Stein   gates:               E[u F] = L11 E[dF/du] + L12 E[dF/dv] + mean E[F], until only the bare gates are left
   Orthant bare gates:          P(y1 >= 0, y2 >= 0) = Phi2(h, k, rho); 1/4 + asin(rho)/(2 pi) where both thresholds are 0
 """
@@ -27,7 +28,7 @@ from sympy.simplify.fu import TR8
 
 from .atoms import ONE, Block, differentiate, gate_derivative
 from .parsing import q11, q12, q22
-from .rational import HALF, MANY, Delta, divided, lowest, size, split_radical, tidy
+from .rational import HALF, MANY, Delta, divided, horner, lowest, parts, size, split_radical, tidy
 
 # ---- heads: the transcendental functions of a kernel ----------------------------------------------------------------
 
@@ -36,6 +37,16 @@ class Angle(sp.Function):
     """atan2(y, x) for x >= 0, that is asin(y / sqrt(x^2 + y^2)), given as Angle(y, x^2)."""
 
     nargs = 2
+
+
+class Argument(sp.Function):
+    """atan2(y, x), the argument of x + i y; odd in y."""
+
+    nargs = 2
+
+    @classmethod
+    def eval(cls, y, x):
+        return -cls(-y, x) if y.could_extract_minus_sign() else None
 
 
 class ExpNdtr(sp.Function):
@@ -181,12 +192,14 @@ def _complement(groups: dict[tuple, list[sp.Expr]]) -> None:
 def _sum_tidy(coefs: list[sp.Expr]) -> sp.Expr:
     """The sum of coefficients, the q-free irrational constants collected first (they are not polynomial generators)."""
     total = sp.Add(*coefs)
-    if symbols := total.free_symbols & set(_TILTED):
-        total = sp.expand(total)
-        coefs = [total.xreplace({x: _TILTED[x].value for x in symbols})]
-        if len(sp.Add.make_args(total)) > MANY:
-            return coefs[0]
-    elif not total.has(sp.I) and size(total) > MANY:
+    symbols = total.free_symbols & set(_TILTED)
+    many = not total.has(sp.I) and size(total) > MANY
+    if symbols:
+        total = total if many else sp.expand(total)
+        many = many or len(sp.Add.make_args(total)) > MANY
+        total = total.xreplace({x: _TILTED[x].value for x in symbols})
+        coefs = [total]
+    if many:
         return total
     by_constant: dict[sp.Expr, list[sp.Expr]] = {}
     for c in coefs:
@@ -288,25 +301,9 @@ def stein(poly: tuple[sp.Expr, ...], mean, var, levels: int = 1) -> tuple[tuple[
         for j in range(len(p) - 1, 0, -1):
             s[j - 1] = p[j] + m * s[j] + (j + 1) * v * s[j + 1]
         average, p = (p[0] if p else R(0)) + m * s[0] + v * s[1], s[: max(len(p) - 1, 0)]
-        nested = [_nested(dict(x.terms()), (mean, var, *symbols)) for x in (average, *p)]
+        nested = [horner(dict(x.terms()), (mean, var, *symbols)) for x in (average, *p)]
         out.append((nested[0], tuple(nested[1:])))
     return tuple(out)
-
-
-def _nested(terms: dict, values) -> sp.Expr:
-    """A ring polynomial {exponents: coefficient} at SymPy values, by Horner's rule, the last variable outermost."""
-    if len(terms) < 3:
-        numbers = (sp.Rational(int(c.numerator), int(c.denominator)) for c in terms.values())
-        powers = (sp.Mul(*(x**k for x, k in zip(values, e, strict=True))) for e in terms)
-        return sp.Add(*(c * x for c, x in zip(numbers, powers, strict=True)))
-    *rest, x = values
-    by_power: dict[int, dict] = {}
-    for (*e, k), c in terms.items():
-        by_power.setdefault(k, {})[tuple(e)] = c
-    out, last = sp.Integer(0), max(by_power)
-    for k in sorted(by_power, reverse=True):
-        out, last = out * x ** (last - k) + _nested(by_power[k], rest), k
-    return out * x**last
 
 
 # A bare gate 1[y >= 0]-like: value = low + span * 1[y >= 0], y = slope x + offset + noise of variance e.
@@ -357,6 +354,8 @@ def expect2(f: Block, g: Block) -> tuple[list[Term], Step]:
     for x, y, swap in ((f, g, False), (g, f, True)):
         if x.gate and x.gate.kind == "delta":
             return _slice(x, y, swap)
+    if not (f.alpha.is_real and g.alpha.is_real):
+        return _oscillating(f, g)
     if f == ONE or g == ONE:
         block, q = (g, q22) if f == ONE else (f, q11)
         terms = expect1(block, sp.Integer(0), q, sp.Integer(0))
@@ -411,6 +410,40 @@ def _wick_terms(f: Block, g: Block, det, L, head) -> list[Term]:
             left, right = lowest(left), lowest(right)
         out.append(Term(tidy(L12) ** i / factorial(i) * left * right, det, head, not shifted))
     return [x for x in out if x.coef != 0]
+
+
+def _oscillating(f: Block, g: Block) -> tuple[list[Term], Step]:
+    """Wick's rule under complex quadratic exponents: the real parts of N exp(e) det^(-m - 1/2), N and e polynomials.
+
+    The principal branch is right. det is the product of the two eigenvalues of 1 - 2 S diag(alpha) S, S^2 = Lambda, and
+    the expectation is the product of their principal powers -1/2: both are continuous where it exists, and agree at
+    alpha = 0. It exists where the matrix has a positive definite real part, hence eigenvalues with one: |arg| < pi/2
+    each, so that |arg det| < pi is their sum, and the powers of the product are the products of the powers.
+    """
+    w = sp.Symbol("1/det")
+    det, *tilt = tilted(f.alpha, g.alpha)
+    L11, L12, L22 = (x * det * w for x in tilt[:3])
+    mu = (f.beta * L11 + g.beta * L12, f.beta * L12 + g.beta * L22)
+    total = sp.Integer(0)
+    for i in range(min(len(f.poly), len(g.poly))):
+        ((left, _),) = stein(_derivative(f.poly, i), mu[0], L11)
+        ((right, _),) = stein(_derivative(g.poly, i), mu[1], L22)
+        total += L12**i / factorial(i) * left * right
+    (x, y), (u, v) = parts(det), parts((f.beta * mu[0] + g.beta * mu[1]) / (2 * w))
+    flip = -1 if y.could_extract_minus_sign() else 1  # the conjugate has the same real part
+    y, v = flip * y, flip * v
+    modulus = x**2 + y**2
+    size, phase = sp.exp((u * x + v * y) / modulus), (v * x - u * y) / modulus
+    terms = []
+    for (m,), numerator in sp.Poly(sp.expand(total), w).terms():
+        turned = phase - (m + HALF) * Argument(y, x)
+        for c, wave in zip(parts(numerator), (sp.cos(turned), -flip * sp.sin(turned)), strict=True):
+            sign, wave = wave.as_coeff_Mul()
+            if c != 0 and sign != 0:
+                terms.append(Term(sign * c * modulus ** (-(m + HALF) / 2), sp.Integer(1), size * wave, True))
+    about = (f.expr(sp.Symbol("u")) * g.expr(sp.Symbol("v")),)
+    turn = _step("Turn", f"det = {det}, |det|^2 = {modulus}", rf"\det D = {sp.latex(det)}")
+    return terms, Step("Pair", "E[%s]", r"\mathbb{E}\left[%s\right]", (turn,), about)
 
 
 @dataclass(frozen=True)
@@ -540,9 +573,14 @@ def expectation(f: tuple[Block, ...], g: tuple[Block, ...]) -> tuple[list[Term],
             got, step = expect2(x, y)
             terms += got
             if symmetric and j > i:
-                terms += [swap(z) for z in got]
+                terms += got if _conjugate(x, y) else [swap(z) for z in got]
             steps.append(step)
     return collect(terms), Step("Sum over pairs", f"{len(steps)} pairs of blocks", "", tuple(steps))
+
+
+def _conjugate(x: Block, y: Block) -> bool:
+    """Whether E[x y] and E[y x] are conjugate, as two blocks of a real sum are: their real parts are then equal."""
+    return not x.alpha.is_real and x.alpha == y.alpha.conjugate() and x.beta == y.beta.conjugate()
 
 
 _SWAP = {q11: q22, q22: q11}

@@ -1,12 +1,13 @@
 """Rational functions of the covariances in lowest terms, through FLINT's multivariate polynomials.
 
 Why: every coefficient of a kernel is one, and SymPy's own `cancel` takes seconds where FLINT takes a millisecond.
-`gaussian.py` is the caller. Delta stands for q11 q22 - q12^2 wherever that is a factor, or makes one
-shorter.
+`gaussian.py` is the caller, and `dual.py` of the power series. Delta stands for q11 q22 - q12^2 wherever that is a
+factor, or makes one shorter.
 """
 
 from __future__ import annotations
 
+import operator
 from functools import lru_cache, reduce
 
 import flint
@@ -175,3 +176,81 @@ def divided(expr: sp.Expr, rad: sp.Expr) -> sp.Expr:
     quotient = quotients[0]
     candidate = tidy(quotient) * rad + tidy(rest)
     return candidate / denominator if ugliness(candidate) < ugliness(sp.expand(numerator)) else expr
+
+
+def horner(terms: dict, values) -> sp.Expr:
+    """A ring polynomial {exponents: coefficient} at SymPy values, by Horner's rule, the last variable outermost."""
+    if len(terms) < 3:
+        numbers = (sp.Rational(int(c.numerator), int(c.denominator)) for c in terms.values())
+        powers = (sp.Mul(*(x**k for x, k in zip(values, e, strict=True))) for e in terms)
+        return sp.Add(*(c * x for c, x in zip(numbers, powers, strict=True)))
+    *rest, x = values
+    by_power: dict[int, dict] = {}
+    for (*e, k), c in terms.items():
+        by_power.setdefault(k, {})[tuple(e)] = c
+    out, last = sp.Integer(0), max(by_power)
+    for k in sorted(by_power, reverse=True):
+        out, last = out * x ** (last - k) + horner(by_power[k], rest), k
+    return out * x**last
+
+
+def parts(polynomial: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
+    """Real and imaginary part of a polynomial in real symbols, Delta among them, with complex coefficients."""
+    e = sp.expand(polynomial)
+    imaginary = e.coeff(sp.I)
+    return sp.expand(e - sp.I * imaginary), imaginary
+
+
+# ---- power series in the cosine -------------------------------------------------------------------------------------
+
+SERIES = {  # SymPy head -> the same of a flint.arb_series
+    sp.exp: lambda x: x.exp(),
+    sp.log: lambda x: x.log(),
+    sp.sin: lambda x: x.sin(),
+    sp.cos: lambda x: x.cos(),
+    sp.tan: lambda x: x.tan(),
+    sp.sinh: lambda x: (x.exp() - (-x).exp()) / 2,
+    sp.cosh: lambda x: (x.exp() + (-x).exp()) / 2,
+    sp.tanh: lambda x: ((2 * x).exp() - 1) / ((2 * x).exp() + 1),
+    sp.atan: lambda x: x.atan(),
+    sp.asin: lambda x: x.asin(),
+    sp.acos: lambda x: x.acos(),
+    sp.erf: lambda x: x.erf(),
+    sp.erfc: lambda x: x.erfc(),
+}
+
+
+def power_series(expr: sp.Expr, values: dict, scale: sp.Rational, degree: int) -> list[flint.arb]:
+    """The coefficients of c^0 .. c^degree of an expression at q12 = scale c, as balls; `values` are those of the q's.
+
+    Fewer, or NaN, from where this arithmetic does not find them: for a kernel that has no power series at c = 0, say.
+    """
+
+    def series(e):
+        if e == q12:
+            return flint.arb_series([0, constant(scale)])
+        if e.is_Add or e.is_Mul:
+            return reduce(operator.add if e.is_Add else operator.mul, map(series, e.args))
+        if e.is_Pow:
+            return series(e.args[0]) ** (int(e.args[1]) if e.args[1].is_Integer else series(e.args[1]))
+        if e.func in SERIES:
+            return SERIES[e.func](series(e.args[0]))
+        return flint.arb_series([constant(values.get(e, e))])
+
+    def constant(e) -> flint.arb:
+        if e is sp.pi or e is sp.E:
+            return flint.arb.pi() if e is sp.pi else flint.arb(1).exp()
+        if not (e.is_Rational or e.is_Float):
+            raise ValueError(f"{e} is no number that has a ball here")
+        e = sp.Rational(e)
+        return flint.arb(flint.fmpq(int(e.p), int(e.q)))
+
+    before, flint.ctx.prec, flint.ctx.cap = (flint.ctx.prec, flint.ctx.cap), 200, degree + 1
+    try:
+        found = series(expr)
+        known = list(found.coeffs())
+        return known + [flint.arb(0)] * (min(found.prec, degree + 1) - len(known))
+    except (ValueError, ArithmeticError):  # flint's words for "no power series"
+        return []
+    finally:
+        flint.ctx.prec, flint.ctx.cap = before
