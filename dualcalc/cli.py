@@ -1,4 +1,4 @@
-"""The command line: `dualcalc derive | compile | catalog | kernel`.
+"""The command line: `dualcalc derive | compile | hermite | bound | plot | catalog | kernel`.
 
 In a terminal it prints tables, trees and formulas in two dimensions; in a pipe plain text; with `--json` one JSON
 document. Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 a check failed, 2 bad input, 3 no
@@ -198,7 +198,11 @@ def write_file(path: Path, write: Callable[[Any], None], force: bool = False) ->
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?"
 EXACT = rf"(?:{NUMBER}|[-+]?\d+/\d+)"
-RESERVED = ("activation", "assume", "dual", "target")  # keywords of derive and emit
+RESERVED = (
+    "activation", "assume", "certified", "degree", "dual", "eps", "m", "norm", "norms", "nu", "order", "symbolic",
+    "target", "tol",
+)  # fmt: skip
+"""Keywords of the library's functions: no parameter goes by them."""
 
 
 def _parameters(context: Any, option: Any, values: tuple[str, ...]) -> dict[str, Any]:
@@ -403,22 +407,38 @@ def derive(expr: str, parameters: dict[str, Any], as_json: bool) -> None:
 @EXPR
 @click.option("--target", type=click.Choice(TARGETS), default="jax", show_default=True, help="What the code is for.")
 @click.option("-o", "--output", type=PATH, help="File to write; without it the code goes to stdout.")
+@click.option(
+    "--tol", type=float, default=1e-6, show_default=True, help="Largest error, where there is no closed form."
+)
+@click.option(
+    "--norms", type=(float, float), default=(1e-3, 10.0), show_default=True, metavar="LEAST GREATEST",
+    help="Norms sqrt(q) for which it holds, where there is no closed form.",
+)  # fmt: skip
 @PARAMETERS
 @CATALOG
 @FORCE
 @JSON
 @guarded
 def compile_(
-    expr: str, target: str, output: Path | None, parameters: dict[str, Any], force: bool, as_json: bool
+    expr: str,
+    target: str,
+    output: Path | None,
+    tol: float,
+    norms: tuple[float, float],
+    parameters: dict[str, Any],
+    force: bool,
+    as_json: bool,
 ) -> None:
-    """Write a module that stands alone and defines k and kdot of EXPR."""
+    """Write a module that stands alone and defines k and kdot of EXPR.
+
+    An activation without a closed form, such as tanh, is approximated to --tol for norms in --norms.
+    """
     if output is not None:
         _writable(output, force)
     with _working(f"compiling for {target}"):
         from dualcalc.codegen import emit
 
-        dual = _dual(expr, parameters)
-        source = emit(dual, target)
+        source = emit(expr, target, tol=tol, norms=norms, **parameters)
     if output is not None:
         write_file(output, lambda file: file.write(source.encode()), force)
     if as_json:
@@ -432,6 +452,97 @@ def compile_(
         _console().print(Syntax(source.rstrip(), lexer, background_color="default", word_wrap=True))
     else:
         click.echo(source, nl=False)
+
+
+# hermite, bound and plot ------------------------------------------------------------------------------------------
+
+DEGREE = click.option("--degree", type=int, default=20, show_default=True, help="Of the truncation.")
+NORM = click.option("--norm", type=float, default=1.0, show_default=True, help="The norm sqrt(q11).")
+CERTIFIED = click.option("--certified", is_flag=True, help="Proved enclosures, from ball arithmetic.")
+
+
+@main.command()
+@EXPR
+@DEGREE
+@NORM
+@CERTIFIED
+@PARAMETERS
+@CATALOG
+@JSON
+@guarded
+def hermite(expr: str, degree: int, norm: float, certified: bool, parameters: dict[str, Any], as_json: bool) -> None:
+    """Print the orthonormal Hermite coefficients of EXPR, E[s(norm Z) h_j(Z)]/sqrt(j!), and what they leave out."""
+    from dualcalc import expansions
+
+    found = expansions.hermite(expr, degree, norm, certified=certified, **parameters)
+    if certified:
+        values, tail = [x.str(30) for x in found], found.tail.str(10)
+    else:
+        values = [float(x) for x in found]
+        tail = max(expansions.second_moment(expr, norm, **parameters) - sum(x * x for x in values), 0.0)
+    if as_json:
+        _print_json({"norm": norm, "degree": degree, "coefficients": values, "tail": tail, "certified": certified})
+        return
+    rows = [(str(j), x if certified else f"{x: .17g}") for j, x in enumerate(values)]
+    _table(rows, ("j", "coefficient"))
+    _say(f"sum of the squares beyond degree {degree}: {tail if certified else f'{tail:.3g}'}")
+
+
+@main.command()
+@EXPR
+@DEGREE
+@NORM
+@click.option("--norm2", type=float, help="The norm sqrt(q22)  [default: that of --norm]")
+@click.option("--cosine", type=click.FloatRange(-1, 1), default=1.0, show_default=True, help="Of the angle.")
+@CERTIFIED
+@PARAMETERS
+@CATALOG
+@JSON
+@guarded
+def bound(
+    expr: str,
+    degree: int,
+    norm: float,
+    norm2: float | None,
+    cosine: float,
+    certified: bool,
+    parameters: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Print the bounds on the error of k and kdot of EXPR when their series in the cosine ends at --degree."""
+    from dualcalc.bounds import error_bounds
+
+    found = error_bounds(expr, degree, norm, norm2, cosine, certified=certified, **parameters)
+    if as_json:
+        keys = ("name", "of", "approximant", "value", "relative", "proved", "certified", "formula", "source")
+        plain = (float, str, bool)
+        values = [{k: v if isinstance(v := getattr(x, k), plain) else float(v) for k in keys} for x in found]
+        _print_json([{k: _finite(v) if isinstance(v, float) else v for k, v in row.items()} for row in values])
+        return
+    rows = [
+        (x.of, x.approximant, x.name, f"{float(x.value):.3g}", f"{float(x.relative):.3g}", "yes" if x.proved else "no")
+        for x in found
+    ]
+    _table(rows, ("of", "approximant", "bound", "absolute", "relative", "proved"))
+
+
+@main.command()
+@EXPR
+@click.option("-o", "--output", type=PATH, required=True, help="File to write: .png, .svg or .pdf.")
+@PARAMETERS
+@CATALOG
+@FORCE
+@guarded
+def plot(expr: str, output: Path, parameters: dict[str, Any], force: bool) -> None:
+    """Draw EXPR: the activation, its dual, its Hermite spectrum, and the error against the degree."""
+    _writable(output, force)
+    try:
+        from dualcalc import plots
+    except ModuleNotFoundError as error:
+        raise Failure(f"{error.name} is missing: pip install 'dualcalc[plots]'") from None
+    with _working("drawing"):
+        plots.save(plots.overview(expr, **parameters), output)
+    click.echo(f"wrote {output}")
 
 
 # catalog ----------------------------------------------------------------------------------------------------------

@@ -78,6 +78,30 @@ def test_no_closed_form():
     assert run("compile", "tanh", "--target", "latex", code=3).stdout == ""
 
 
+def test_compile_without_closed_form(tmp_path):
+    file = tmp_path / "tanh.py"
+    run("compile", "tanh", "--target", "numpy", "--tol", "1e-4", "--norms", "0.5", "2", "-o", file)
+    assert "norms 0.5 <= sqrt(q11), sqrt(q22) <= 2" in file.read_text()
+    run("compile", "tanh", "--norms", "2", "1", code=2)
+
+
+def test_hermite():
+    data = json.loads(run("hermite", "Max(t, 0)", "--degree", 4, "--json").output)
+    assert data["coefficients"][1] == pytest.approx(0.5, abs=1e-15) and len(data["coefficients"]) == 5
+    assert "beyond degree 3" in run("hermite", "tanh", "--degree", 3).output
+    assert "+/-" in run("hermite", "sin(A*t)", "-p", "A=1/2", "--degree", 3, "--certified").output
+    run("hermite", "exp(t**2)", code=2)
+    run("hermite", "gelu", "--norm", -1, code=2)
+
+
+def test_bound():
+    text = run("bound", "relu", "--degree", 10, "--cosine", 0.9).output
+    assert "Parseval" in text or "parseval" in text
+    rows = json.loads(run("bound", "gelu", "--degree", 10, "--certified", "--json").output)
+    assert rows and all(row["proved"] and row["certified"] and row["value"] >= 0 for row in rows)
+    run("bound", "relu", "--cosine", 2, code=2)
+
+
 def test_parameters():
     assert "1/3" in run("derive", "exp(A*t)", "-p", "A=1/3").output
     assert "polynomial" in run("derive", "polynomial", "-p", "a=1,-2,1/2").output
