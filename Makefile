@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # JAX on the CPU preallocates nothing and needs no network; two workers fit two cores.
 WORKERS ?= 2
 
-.PHONY: install demo test test-slow test-torch test-peer lint bench oracle clean
+.PHONY: install demo test test-slow test-torch test-peer lint bench bench-peer oracle clean
 
 install: $(STAMP)
 
@@ -50,6 +50,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/kernels.py
+
+bench-peer: $(STAMP) .venv-peer/.installed
+	$(BIN)/python benchmarks/peer.py
 
 oracle: $(STAMP)
 	$(BIN)/python -m tests.oracle
