@@ -22,6 +22,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	@echo "torch and peer tests need environments of their own: make test-torch, make test-peer (skipped here)"
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not torch and not peer"
+	$(BIN)/python -m pytest --nbmake notebooks
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow
