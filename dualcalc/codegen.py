@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import sympy as sp
 
-from . import approximate, balls, expansions, runtime
+from . import approximate, balls, expansions, pieces, quadrature, runtime
 from .atoms import NoClosedForm
 from .dual import Dual, derive, exact, resolve
 from .parsing import q11, q12, q22
@@ -179,7 +179,6 @@ def _public(dual: Dual, target: str) -> str:
         if dual.activation is not None:
             leaves = "K22, K31, K20 = at_covariance(k22), at_covariance(k31), at_covariance(k20)"
             parts = [f"{leaves}\nK11 = price(k11, K22, K31)\nK00 = price(k00, K11, K20)"]
-        parts[0] += "\njitted_K11, jitted_K00 = jax.jit(K11), jax.jit(K00)"
     elif target == "numba":
         parts = []
         for member in ("11", "00"):
@@ -187,6 +186,8 @@ def _public(dual: Dual, target: str) -> str:
                 f"@numba.vectorize\ndef K{member}(q12, q11, q22{given}):\n    Delta, q12 = gram_det(q12, q11, q22)\n"
                 f"    return k{member}(q12, q11, q22, Delta{given})"
             )
+    jit = "jax.jit(flagged({0}))" if target == "jax" else "flagged({0})"
+    parts[0 if target == "jax" else -1] += f"\nflagged_K11, flagged_K00 = {jit.format('K11')}, {jit.format('K00')}"
     meanings = (("k", "K00", "E[s(u) s(v)]: one NNGP layer"), ("kdot", "K11", "E[s'(u) s'(v)]: the NTK's factor"))
     for name, member, meaning in meanings:
         if name == "kdot" and (reason := refusal(dual)):
@@ -194,13 +195,12 @@ def _public(dual: Dual, target: str) -> str:
                 f'def kdot(q12, q11, q22{keywords}):\n    """Has no value here."""\n    raise ValueError({reason!r})'
             )
             continue
-        call = f"{'jitted_' if target == 'jax' else ''}{member}(q12, q11, q22{given})"
         lines = [
             f"def {name}(q12, q11, q22{keywords}):",
             f'    """{meaning}."""',
-            "    q12, q11, q22 = inputs(q12, q11, q22)",
+            f"    q12, q11, q22 = {'in_rank' if target == 'jax' else 'inputs'}(q12, q11, q22)",
             *(f"    {n} = parameter({n}, q12)" for n in names if target != "numba"),
-            f"    return checked({call}, q12, q11, q22)",
+            f"    return accepted(*flagged_{member}(q12, q11, q22{given}))",
         ]
         parts.append("\n".join(lines))
     return "\n\n\n".join(parts)
@@ -350,11 +350,11 @@ def _emit_tables(dual: Dual, tables: approximate.Approximation, target: str) -> 
             public.append(f'def kdot(q12, q11, q22):\n    """Has no value here."""\n    raise ValueError({JUMPS!r})')
             continue
         diagonal = jit.format(f"table_diagonal({member}_TABLE)")
-        functions.append(f"jitted_{member}, diagonal_{member} = {jit.format(member)}, {diagonal}")
+        functions.append(f"flagged_{member}, diagonal_{member} = {jit.format(f'flagged({member})')}, {diagonal}")
         public.append(
             f'def {name}(q12, q11, q22):\n    """{meaning}; NaN outside the norms of its table."""\n'
             "    q12, q11, q22 = in_rank(q12, q11, q22)\n"
-            f"    return checked(jitted_{member}(q12, q11, q22), q12, q11, q22)"
+            f"    return accepted(*flagged_{member}(q12, q11, q22))"
         )
         public.append(
             f'def {name}_diagonal(q):\n    """{name}(q, q, q), from one-dimensional quadrature."""\n'
@@ -575,6 +575,11 @@ class Compiled:
     norms: tuple[float, float] | None = None
     diagonal: tuple[Callable, Callable] | None = None
 
+    @property
+    def activation(self) -> Callable:
+        """s itself, `(t, **parameters)` in JAX; ValueError for a kernel whose activation is unknown."""
+        return activation(self.dual)
+
     def __repr__(self) -> str:
         of = f"s(t) = {self.dual.activation}" if self.dual.activation is not None else "a kernel without activation"
         return f"Compiled({of}, method={self.method!r}, error_bound={tuple(self.error_bound)})"
@@ -602,6 +607,41 @@ def compile(dual, *, tol: float = TOL, norms: tuple[float, float] = NORMS, **par
     eps = worst_error(dual, check_rows(dual)) * 2.0**-52
     method = "closed form" if dual.activation is not None else "given kernel"
     return Compiled(module.k, no_kdot if refusal(dual) else module.kdot, method, ErrorBound(eps, eps), dual, source)
+
+
+def activation(dual: Dual) -> Callable:
+    """s as a function of JAX arrays, `(t, **parameters)`: smooth pieces, each read within its own interval."""
+    import jax
+    import jax.numpy as jnp
+
+    s = dual.activation
+    if s is None:
+        raise ValueError("a kernel without a known activation came: it has no network of finite width")
+    functions = {
+        **{f: getattr(jnp, f.__name__) for f in (sp.exp, sp.log, sp.sin, sp.cos, sp.tan, sp.sinh, sp.cosh, sp.tanh)},
+        sp.atan: jnp.arctan,
+        sp.erf: jax.scipy.special.erf,
+        **dict.fromkeys((sp.erfc, pieces.Erfc), jax.scipy.special.erfc),
+        pieces.Expm1: jnp.expm1,
+        pieces.Sigmoid: jax.nn.sigmoid,
+        pieces.Softplus: jax.nn.softplus,
+    }
+    algebra = pieces.Algebra(float, jnp.sqrt, lambda x, n: x ** float(n), functions)
+
+    @lru_cache
+    def of(values):
+        parts = quadrature.profile(s.subs(values)).parts
+        return [pieces.Program(pieces.stable(piece)) for piece in parts.pieces], [b.at for b in parts.breaks]
+
+    def function(x, **parameters):
+        given = {symbol: parameters.get(symbol.name, value) for symbol, value in default_values(dual).items()}
+        programs, breaks = of(tuple((symbol, exact(value, symbol.name)) for symbol, value in given.items()))
+        edges = [-math.inf, *breaks, math.inf]
+        inside = [(p, jnp.clip(x, *ends)) for p, *ends in zip(programs, edges, edges[1:], strict=False)]
+        values = [jnp.broadcast_to(p(y, algebra), x.shape) for p, y in inside]
+        return jnp.select([x < b for b in breaks], values[:-1], values[-1])
+
+    return function
 
 
 def _compile_tables(dual: Dual, tables: approximate.Approximation) -> Compiled:

@@ -1,16 +1,16 @@
 """Exact NNGP and NTK of infinitely wide networks: `serial(Dense(W_std=1.5), Activation("gelu"), Dense())(X, Y)`.
 
-A layer is a small record with one act on scalars: it maps the state (q, Theta) of a pair of inputs, given the variances
-q11 and q22 of the two at the same place (MATH.md section 1; neural-tangents' conventions, NTK parameterisation). A
-network applies the acts twice: on the diagonal, where a pair is (x, x), which gives the variance of every row at every
-layer in O(n); then on all pairs at once. Layers are JAX pytrees whose leaves are the hyperparameters, so that `jit`,
-`grad` and `vmap` reach them, and a new value compiles nothing. `gram.py` evaluates networks by tiles.
+A layer is a small record that maps the state (q, Theta) of pairs of inputs, given the variances q11 and q22 of the two
+at the same place (MATH.md section 1; neural-tangents' conventions). A network is evaluated twice: on the diagonal,
+where a pair is (x, x), which gives the variance of every row at every layer in O(n); then on all pairs, by the tiles of
+`gram.py`. Layers are JAX pytrees whose leaves are the hyperparameters, so that `jit`, `grad` and `vmap` reach them, and
+a new value compiles nothing. `conv.py` adds layers for images; `finite.py` samples networks of finite width.
 """
 
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -28,17 +28,10 @@ KERNELS = ("nngp", "ntk")
 """What `get` may ask for."""
 
 
-class State(NamedTuple):
-    """Where a pair of inputs stands: the covariance q of its preactivations and Theta, None unless the NTK is asked."""
-
-    q: Array
-    theta: Array | None
+# -------------------------------------------------------------------------------------------------- pytrees and states
 
 
-# ------------------------------------------------------------------------------------------------------------- layers
-
-
-def _pytree(leaves: tuple[str, ...], static: tuple[str, ...]):
+def pytree(leaves: tuple[str, ...], static: tuple[str, ...] = ()):
     """Make a frozen dataclass a JAX pytree. Rebuilding skips its checks: JAX puts placeholders where numbers were."""
 
     def register(cls):
@@ -57,32 +50,234 @@ def _pytree(leaves: tuple[str, ...], static: tuple[str, ...]):
     return register
 
 
-@_pytree(leaves=("W_std", "b_std"), static=())
+@pytree(leaves=("q", "theta"), static=("pixels",))
 @dataclass(frozen=True)
-class Dense:
-    """A fully connected layer, weights of variance W_std^2 / width and biases of variance b_std^2.
+class State:
+    """Where pairs of inputs stand: the covariance q of their preactivations, and Theta.
 
-    W_std, b_std   numbers or JAX scalars; only their squares matter
+    q        (n,) on the diagonal or (n, m) for pairs, followed by axes of pixels
+    theta    of the shape of q; the number 0 before the first weights; None unless the NTK is asked
+    pixels   0 for vectors; 2 (height, width) where a pixel of one image is paired with the same pixel of the other;
+             4 (height, width, height, width) for all pairs of pixels
+    """
+
+    q: Array
+    theta: Array | float | None
+    pixels: int = 0
+
+    def map(self, f: Callable[[Array], Array], pixels: int | None = None) -> State:
+        """f of q and of Theta, for a linear f."""
+        return State(
+            f(self.q),
+            self.theta if self.theta is None or _is_zero(self.theta) else f(self.theta),
+            self.pixels if pixels is None else pixels,
+        )
+
+    def same(self) -> State:
+        """Without the pairs of different pixels."""
+        return self.map(_same_pixels, 2) if self.pixels == 4 else self
+
+    def variance(self) -> Array:
+        """q of the pairs of equal pixels: on the diagonal, the variances."""
+        return _same_pixels(self.q) if self.pixels == 4 else self.q
+
+    def spread(self, q11: Array, q22: Array) -> tuple[Array, Array]:
+        """Variances of the pixels of the first and the second image, so that they broadcast with q."""
+        if self.pixels < 4:
+            return q11, q22
+        return q11[..., :, :, None, None], q22[..., None, None, :, :]
+
+    def with_variance(self, state: State) -> State:
+        """With the q and Theta of another state at the pairs of equal pixels."""
+        if self.pixels < 4:
+            return state
+        q, theta = _with_same_pixels(self.q, state.q), self.theta
+        return State(q, theta if theta is None or _is_zero(theta) else _with_same_pixels(theta, state.theta), 4)
+
+    def __add__(self, other: State) -> State:
+        """Of the sum of independent signals."""
+        if self.pixels != other.pixels:
+            return self.same() + other.same()
+        theta = None if self.theta is None or other.theta is None else self.theta + other.theta
+        return State(self.q + other.q, theta, self.pixels)
+
+
+def _same(states):
+    """Without the pairs of different pixels, also of branches."""
+    return tuple(map(_same, states)) if isinstance(states, tuple) else states.same()
+
+
+def _is_zero(theta) -> bool:
+    return isinstance(theta, float) and theta == 0.0
+
+
+def _same_pixels(x: Array) -> Array:
+    return jnp.einsum("...hwhw->...hw", x)
+
+
+def _with_same_pixels(x: Array, same: Array) -> Array:
+    height, width = x.shape[-2:]
+    h, w = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+    return x.at[..., h, w, h, w].set(same)
+
+
+class Trace(NamedTuple):
+    """What the diagonal pass leaves of a layer: the variances at its input, and which rows are not finite after it."""
+
+    q: Array
+    bad: Array
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is known of a signal without numbers.
+
+    shape      () of vectors, (height, width) of images; channels are not counted
+    gaussian   whether an activation may follow: the signal is Gaussian in the limit
+    fresh      whether weights of its own, after the last branching and the last activation, make it independent
+    """
+
+    shape: tuple[int, ...]
+    gaussian: bool = True
+    fresh: bool = False
+
+    def images(self) -> tuple[int, int]:
+        """The size of the images; ValueError where they are vectors."""
+        if len(self.shape) != 2:
+            raise ValueError("it needs images, an input (n, height, width, channels), and vectors came")
+        return self.shape[0], self.shape[1]
+
+
+# ------------------------------------------------------------------------------------------------------------- layers
+
+
+class Layer:
+    """What all layers can do. A layer says what it does to a state in `act`; the rest follows.
+
+    domain   the variances that it accepts, in words
+    """
+
+    domain = "all q >= 0"
+
+    def follow(self, place: Place) -> Place:
+        """What is known after the layer; ValueError with the reason where it cannot stand there."""
+        return place
+
+    def needs_pairs(self, after: bool) -> bool:
+        """Whether the layer needs all pairs of pixels, given whether the layers after it do."""
+        return after
+
+    def act(self, state: State, q11: Array, q22: Array) -> State:
+        """The state after the layer, of pairs with these variances (which broadcast with the state)."""
+        raise NotImplementedError
+
+    def act_diagonal(self, state: State) -> State:
+        """The same for the pairs (x, x)."""
+        q = state.variance()
+        return self.act(state, *state.spread(q, q))
+
+    def diagonal(self, state: State) -> tuple[State, Any]:
+        """The diagonal pass: the state (n, ...) of the pairs (x, x) after the layer, and its Trace."""
+        after = self.act_diagonal(state)
+        wrong = ~jnp.isfinite(after.variance())
+        return after, Trace(state.variance(), wrong.reshape(len(wrong), -1).any(axis=1))
+
+    def pairs(self, state: State, rows: Any, columns: Any) -> State:
+        """The pass over pairs: the state (n, m, ...) after the layer, given the traces of either side."""
+        return self.act(state, *state.spread(rows.q[:, None], columns.q[None, :]))
+
+    def leaves(self, trace: Any, label: str) -> Iterator[tuple[str, Layer, Trace]]:
+        """The layers without layers in them, with their traces and a label such as "2.1"."""
+        yield label, self, trace
+
+    def init(self, key: Array, shape: tuple[int, ...], width: int) -> tuple[tuple[int, ...], Any]:
+        """Random weights of a finite network, and the shape (channels last) that they lead to."""
+        return shape, ()
+
+    def apply(self, weights: Any, x: Array) -> Array:
+        """The layer of a finite network on x (n, ..., channels)."""
+        return x
+
+
+@dataclass(frozen=True)
+class Affine(Layer):
+    """Weights and biases: what Dense and Conv share.
+
+    W_std, b_std       numbers or JAX scalars; only their squares matter
+    parameterization   "ntk": weights N(0, 1), scaled by W_std/sqrt(fan-in) in the network; "standard": weights
+                       N(0, W_std^2/fan-in) (Sohl-Dickstein et al. 2020), whose NTK counts the inputs of a unit
+    fan_in             that count, for "standard" only
     """
 
     W_std: float | Array = 1.0
     b_std: float | Array = 0.0
-
-    domain = "all q >= 0"
+    parameterization: str = "ntk"
+    fan_in: int | None = None
 
     def __post_init__(self):
         for name in ("W_std", "b_std"):
             _check_scalar(name, getattr(self, name))
+        if self.parameterization not in ("ntk", "standard"):
+            raise ValueError(f"parameterization={self.parameterization!r} came; 'ntk' or 'standard' was expected")
+        standard, fan_in = self.parameterization == "standard", self.fan_in
+        if standard != (fan_in is not None) or (standard and not (isinstance(fan_in, int) and fan_in > 0)):
+            raise ValueError(
+                f"fan_in={fan_in!r} came with parameterization={self.parameterization!r}; the standard "
+                "parameterization, and it alone, needs fan_in, the number of inputs of a unit, such as 512"
+            )
+
+    def follow(self, place: Place) -> Place:
+        return Place(place.shape, gaussian=True, fresh=True)
+
+    def affine(self, summed: State) -> State:
+        """q' = W_std^2 q + b_std^2, Theta' = q' + W_std^2 Theta, in the precision of q."""
+        w, b = (jnp.square(jnp.asarray(std, summed.q.dtype)) for std in (self.W_std, self.b_std))
+        q = w * summed.q + b
+        if summed.theta is None:
+            return State(q, None, summed.pixels)
+        own = q if self.fan_in is None else self.fan_in * summed.q + jnp.sign(b)
+        return State(q, own if _is_zero(summed.theta) else own + w * summed.theta, summed.pixels)
+
+    def _draw(self, key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """Weights of this shape (the last axis is that of the outputs) and biases."""
+        first, second = jax.random.split(key)
+        w, b = jax.random.normal(first, shape), jax.random.normal(second, shape[-1:])
+        if self.parameterization == "standard":
+            w, b = self.W_std / np.sqrt(np.prod(shape[:-1])) * w, self.b_std * b
+        return w, b
+
+    def _scaled(self, weights: tuple[Array, Array]) -> tuple[Array, Array]:
+        w, b = weights
+        if self.parameterization == "standard":
+            return w, b
+        return self.W_std / np.sqrt(np.prod(w.shape[:-1])) * w, self.b_std * b
+
+    def _numbers(self) -> str:
+        """The arguments that all have, and what differs from its default."""
+        standard = "" if self.fan_in is None else f", parameterization='standard', fan_in={self.fan_in}"
+        return f"W_std={self.W_std!r}, b_std={self.b_std!r}{standard}"
+
+
+@pytree(leaves=("W_std", "b_std"), static=("parameterization", "fan_in"))
+@dataclass(frozen=True, repr=False)
+class Dense(Affine):
+    """A fully connected layer, weights of variance W_std^2/fan-in and biases of variance b_std^2.
+
+    Arguments as in `Affine`. On images it acts on every pixel.
+    """
 
     def act(self, state: State, q11: Array, q22: Array) -> State:
-        """q' = W_std^2 q + b_std^2, Theta' = q' + W_std^2 Theta, in the precision of q."""
-        w, b = (jnp.square(jnp.asarray(std, state.q.dtype)) for std in (self.W_std, self.b_std))
-        q = w * state.q + b
-        return State(q, None if state.theta is None else q + w * state.theta)
+        return self.affine(state)
 
-    def act_diagonal(self, state: State) -> State:
-        """The same for the pairs (x, x)."""
-        return self.act(state, state.q, state.q)
+    def init(self, key, shape, width):
+        return (*shape[:-1], width), self._draw(key, (shape[-1], width))
+
+    def apply(self, weights, x):
+        w, b = self._scaled(weights)
+        return x @ w + b
+
+    def __repr__(self) -> str:
+        return f"Dense({self._numbers()})"
 
 
 def _check_scalar(name: str, value) -> None:
@@ -104,9 +299,9 @@ class Formula:
     code: object
 
 
-@_pytree(leaves=("arguments",), static=("formula",))
+@pytree(leaves=("arguments",), static=("formula",))
 @dataclass(frozen=True, init=False, repr=False)
-class Activation:
+class Activation(Layer):
     """An activation between layers: `Activation("gelu")`, `Activation("abrelu", A=0.3, B=1.1)`.
 
     spec         a catalog id, a text in t or x, a SymPy expression, or a Dual
@@ -158,6 +353,13 @@ class Activation:
             return f"norms {self.fns.norms[0]:g} <= sqrt(q) <= {self.fns.norms[1]:g}"
         return self.fns.dual.domain
 
+    def follow(self, place: Place) -> Place:
+        if not place.gaussian:
+            raise ValueError(
+                "its input is not Gaussian: an activation came before it. Put a Dense or Conv between them"
+            )
+        return Place(place.shape, gaussian=False)
+
     def act(self, state: State, q11: Array, q22: Array) -> State:
         """q' = k(q, q11, q22), Theta' = Theta kdot(q, q11, q22)."""
         q12 = _projected(state.q, q11, q22)
@@ -166,17 +368,22 @@ class Activation:
     def act_diagonal(self, state: State) -> State:
         """The same for the pairs (x, x); of an approximation from one-dimensional quadrature."""
         if self.fns.diagonal is None:
-            return self.act(state, state.q, state.q)
-        return self._applied(state, *(partial(f, state.q) for f in self.fns.diagonal))
+            return super().act_diagonal(state)
+        same = state.same()
+        exact = self._applied(same, *(partial(f, same.q) for f in self.fns.diagonal))
+        return super().act_diagonal(state).with_variance(exact) if state.pixels == 4 else exact
 
     def _applied(self, state: State, k: Callable, kdot: Callable) -> State:
         q = k()
-        if state.theta is None:
-            return State(q, None)
+        if state.theta is None or _is_zero(state.theta):
+            return State(q, state.theta, state.pixels)
         try:
-            return State(q, state.theta * kdot())
+            return State(q, state.theta * kdot(), state.pixels)
         except NoClosedForm as reason:
             raise NoClosedForm(f"{self!r}: {reason}") from None
+
+    def apply(self, weights, x):
+        return self.fns.activation(x, **self.arguments)
 
     def __repr__(self) -> str:
         given = {**self.formula.fixed, **self.arguments}
@@ -197,53 +404,357 @@ def _show(spec) -> str:
     return repr(spec) if isinstance(spec, str) else str(spec)
 
 
+@pytree(leaves=())
+@dataclass(frozen=True)
+class Identity(Layer):
+    """Nothing: a branch that hands its input on."""
+
+    def act(self, state: State, q11: Array, q22: Array) -> State:
+        return state
+
+
+@pytree(leaves=())
+@dataclass(frozen=True)
+class LayerNorm(Layer):
+    """Every vector (of an image, every pixel's channels) to mean square 1, without an epsilon: q and Theta divided by
+    sqrt(q11 q22). Zero rows stay zero."""
+
+    def act(self, state: State, q11: Array, q22: Array) -> State:
+        zero = (q11 == 0) | (q22 == 0)
+        scale = jnp.where(
+            zero, 0.0, jax.lax.rsqrt(jnp.where(zero, 1.0, q11)) * jax.lax.rsqrt(jnp.where(zero, 1.0, q22))
+        )
+        return state.map(lambda x: x * scale)
+
+    def apply(self, weights, x):
+        square = jnp.mean(x * x, axis=-1, keepdims=True)
+        return jnp.where(square == 0, 0.0, x / jnp.sqrt(jnp.where(square == 0, 1.0, square)))
+
+
+@pytree(leaves=("factor",))
+@dataclass(frozen=True)
+class Scale(Layer):
+    """The signal times a number: q and Theta times its square."""
+
+    factor: float | Array
+
+    def __post_init__(self):
+        _check_scalar("factor", self.factor)
+
+    def act(self, state: State, q11: Array, q22: Array) -> State:
+        square = jnp.square(jnp.asarray(self.factor, state.q.dtype))
+        return state.map(lambda x: square * x)
+
+    def apply(self, weights, x):
+        return self.factor * x
+
+
+@pytree(leaves=(), static=("rate",))
+@dataclass(frozen=True)
+class Dropout(Layer):
+    """Units set to zero with probability `rate`, the others divided by 1 - rate, anew for every input (and pixel).
+
+    Variances are divided by 1 - rate, covariances of different inputs stay: the kernel of a network while it trains.
+    At test time there is no dropout: leave the layer out.
+    """
+
+    rate: float
+
+    def __post_init__(self):
+        if not (isinstance(self.rate, int | float) and 0 <= self.rate < 1):
+            raise ValueError(f"rate={self.rate!r} came; the probability that a unit is dropped was expected, in [0, 1)")
+
+    def act(self, state: State, q11: Array, q22: Array) -> State:
+        return state
+
+    def act_diagonal(self, state: State) -> State:
+        return state.with_variance(state.same().map(lambda x: x / (1 - self.rate)))
+
+    def apply(self, weights, x):
+        raise NotImplementedError("the finite network of Dropout is not sampled; leave the layer out")
+
+
+# ------------------------------------------------------------------------------------------------------------ branches
+
+
+@pytree(leaves=(), static=("number",))
+@dataclass(frozen=True)
+class FanOut(Layer):
+    """The signal handed to `number` branches: `serial(FanOut(2), parallel(a, b), FanInSum())`."""
+
+    number: int
+
+    def __post_init__(self):
+        if not (isinstance(self.number, int) and self.number > 0):
+            raise ValueError(f"FanOut({self.number!r}) came; the number of branches was expected, such as 2")
+
+    def follow(self, place):
+        return (Place(place.shape, place.gaussian),) * self.number
+
+    def diagonal(self, state):
+        return (state,) * self.number, ()
+
+    def pairs(self, state, rows, columns):
+        return (state,) * self.number
+
+    def leaves(self, trace, label):
+        return iter(())
+
+    def init(self, key, shape, width):
+        return (shape,) * self.number, ()
+
+    def apply(self, weights, x):
+        return (x,) * self.number
+
+
+@pytree(leaves=())
+@dataclass(frozen=True)
+class FanInSum(Layer):
+    """The sum of the branches."""
+
+    def follow(self, places):
+        if not isinstance(places, tuple):
+            raise ValueError("one signal came; FanOut and parallel were expected before it")
+        if len({place.shape for place in places}) > 1:
+            raise ValueError(f"branches of the shapes {[place.shape for place in places]} came; give them one shape")
+        if sum(not place.fresh for place in places) > 1:
+            raise ValueError(
+                "the branches are not independent, and their kernels do not add: all but one of them must have a "
+                "Dense or Conv after their last activation"
+            )
+        return Place(places[0].shape, all(p.gaussian for p in places), all(p.fresh for p in places))
+
+    def diagonal(self, states):
+        return _sum(states), ()
+
+    def pairs(self, states, rows, columns):
+        return _sum(states)
+
+    def leaves(self, trace, label):
+        return iter(())
+
+    def init(self, key, shapes, width):
+        if len(set(shapes)) > 1:
+            raise ValueError(f"branches of the shapes {shapes} came to FanInSum; choose a width that makes them equal")
+        return shapes[0], ()
+
+    def apply(self, weights, xs):
+        return sum(xs[1:], xs[0])
+
+
+def _sum(states: tuple[State, ...]) -> State:
+    total = states[0]
+    for state in states[1:]:
+        total = total + state
+    return total
+
+
+@pytree(leaves=("branches",))
+@dataclass(frozen=True, repr=False)
+class Parallel(Layer):
+    """Branches side by side; build it with `parallel`."""
+
+    branches: tuple[Layer, ...]
+
+    def follow(self, places):
+        if not isinstance(places, tuple) or len(places) != len(self.branches):
+            came = len(places) if isinstance(places, tuple) else 1
+            raise ValueError(
+                f"{came} signals came for {len(self.branches)} branches; put FanOut({len(self.branches)}) before"
+            )
+        return tuple(branch.follow(place) for branch, place in zip(self.branches, places, strict=True))
+
+    def needs_pairs(self, after):
+        return any(branch.needs_pairs(after) for branch in self.branches)
+
+    def diagonal(self, states):
+        both = [branch.diagonal(state) for branch, state in zip(self.branches, states, strict=True)]
+        return tuple(state for state, _ in both), tuple(trace for _, trace in both)
+
+    def pairs(self, states, rows, columns):
+        return tuple(b.pairs(*arguments) for b, *arguments in zip(self.branches, states, rows, columns, strict=True))
+
+    def leaves(self, trace, label):
+        for i, (branch, part) in enumerate(zip(self.branches, trace, strict=True), 1):
+            yield from branch.leaves(part, f"{label}.{i}")
+
+    def init(self, key, shapes, width):
+        keys = jax.random.split(key, len(self.branches))
+        both = [b.init(k, shape, width) for b, k, shape in zip(self.branches, keys, shapes, strict=True)]
+        return tuple(shape for shape, _ in both), tuple(weights for _, weights in both)
+
+    def apply(self, weights, xs):
+        return tuple(b.apply(w, x) for b, w, x in zip(self.branches, weights, xs, strict=True))
+
+    def __repr__(self) -> str:
+        return f"parallel({', '.join(map(repr, self.branches))})"
+
+
+def parallel(*branches) -> Parallel:
+    """Branches side by side, each a layer or a network, between `FanOut` and `FanInSum`."""
+    if not branches:
+        raise ValueError("parallel() came without branches; at least one was expected")
+    return Parallel(tuple(_layer(b, f"branch {i} of parallel") for i, b in enumerate(branches, 1)))
+
+
+@pytree(leaves=("inner",))
+@dataclass(frozen=True, init=False, repr=False)
+class Residual(Layer):
+    """x + inner(x): `Residual(Activation("relu"), Dense())`. The kernels add, as weights in `inner` are independent."""
+
+    inner: Network
+
+    def __init__(self, *layers):
+        object.__setattr__(self, "inner", serial(*layers))
+
+    def follow(self, place):
+        return FanInSum().follow(
+            (Place(place.shape, place.gaussian), self.inner.follow(Place(place.shape, place.gaussian)))
+        )
+
+    def needs_pairs(self, after):
+        return self.inner.needs_pairs(after)
+
+    def diagonal(self, state):
+        after, trace = self.inner.diagonal(state)
+        return state + after, trace
+
+    def pairs(self, state, rows, columns):
+        return state + self.inner.pairs(state, rows, columns)
+
+    def leaves(self, trace, label):
+        return self.inner.leaves(trace, label)
+
+    def init(self, key, shape, width):
+        after, weights = self.inner.init(key, shape, width)
+        return FanInSum().init(key, (shape, after), width)[0], weights
+
+    def apply(self, weights, x):
+        return x + self.inner.apply(weights, x)
+
+    def __repr__(self) -> str:
+        return f"Residual({', '.join(map(repr, self.inner.layers))})"
+
+
 # ------------------------------------------------------------------------------------------------------------ network
 
 
-@_pytree(leaves=("layers",), static=())
+@pytree(leaves=("layers",))
 @dataclass(frozen=True, repr=False)
-class Network:
+class Network(Layer):
     """Layers one after the other; a kernel function of inputs. Build it with `serial`."""
 
-    layers: tuple[Dense | Activation, ...]
-
-    def __post_init__(self):
-        if not self.layers:
-            raise ValueError("serial() came without layers; at least one was expected, as in serial(Dense())")
-        for number, layer in enumerate(self.layers, 1):
-            if not isinstance(layer, Dense | Activation):
-                raise ValueError(f"layer {number} of serial: {_what_came(layer)}")
+    layers: tuple[Layer, ...]
 
     def __call__(self, X, Y=None, get: str | tuple[str, ...] = "ntk"):
         """The kernel of every row of X with every row of Y, (n, m), in their precision (the wider of the two).
 
-        X, Y   (n, d) and (m, d): NumPy or JAX arrays or nested lists, finite; integers are taken as floats. Without Y
-               the pairs of X: exactly symmetric, the diagonal from k(q, q, q) and kdot(q, q, q)
+        X, Y   (n, d) and (m, d), or images (n, height, width, channels): NumPy or JAX arrays or nested lists, finite;
+               integers are taken as floats. Without Y the pairs of X: exactly symmetric, the diagonal from k(q, q, q)
+               and kdot(q, q, q)
         get    "nngp", "ntk", or a tuple of them, which gives a named tuple in that order
-        Raises NoClosedForm for the NTK of an activation that jumps, ValueError for a row outside the domain of an
-        activation (while JAX traces, that row becomes inf or NaN instead).
+        Raises NoClosedForm for the NTK of an activation that jumps, ValueError for layers that cannot follow each
+        other or a row outside the domain of an activation (while JAX traces, that row becomes inf or NaN instead).
         """
         names = _names(get)
-        X, Y = _inputs(X, Y)
-        rows = self._variances(X, "ntk" in names, "X")
-        columns = None if Y is None else self._variances(Y, "ntk" in names, "Y")
-        state = _pairs(self, X, Y, rows, columns)
+        X, Y = self._inputs(X, Y)
+        rows, diagonal = self._variances(X, "ntk" in names, "X")
+        columns = None if Y is None else self._variances(Y, "ntk" in names, "Y")[0]
+        state = _pairs(self, X, Y, rows, columns, diagonal)
         values = {"nngp": state.q, "ntk": state.theta}
         return values[get] if isinstance(get, str) else _result(names)(*(values[name] for name in names))
 
-    def _variances(self, X: Array, ntk: bool, name: str) -> tuple[State, ...]:
-        """The diagonal pass, (n,) each; ValueError where a row leaves a layer's domain."""
-        states, bad = _diagonal(self, X, ntk)
-        if known_true(bad.any()):
-            place, row = divmod(int(jnp.argmax(bad)), len(X))
-            number = max(place, 1)  # place 0 is the input itself
-            layer, q = self.layers[number - 1], jax.lax.stop_gradient(states[number - 1].q)
-            raise ValueError(
-                f"row {row} of {name} has variance q = {float(q[row]):.6g} at layer {number}, {layer!r}, whose output "
-                f"is not finite there (its domain: {layer.domain}; {q.dtype} ends at {jnp.finfo(q.dtype).max:.1e}). "
-                f"Scale the rows of {name} down, or take a smaller W_std or b_std in the layers before"
+    def _inputs(self, X, Y) -> tuple[Array, Array | None]:
+        """X and Y, checked, in the wider of their precisions; the layers, checked."""
+        X = _points(X, "X")
+        end = self.follow(Place(X.shape[1:-1]))
+        if not isinstance(end, Place) or end.shape:
+            came = "branches" if not isinstance(end, Place) else f"images {end.shape}"
+            last = "FanInSum()" if not isinstance(end, Place) else "Flatten() or GlobalAvgPool()"
+            hint = (
+                ""
+                if not X.shape[1:-1] or isinstance(end, tuple)
+                else f"; for vectors, reshape X to ({len(X)}, {X[0].size})"
             )
-        return states
+            raise ValueError(f"the network ends in {came}; a kernel needs one vector per point: append {last}{hint}")
+        if Y is None:
+            return X, None
+        Y = _points(Y, "Y")
+        if X.shape[1:] != Y.shape[1:]:
+            axes = "(height, width, channels)" if X.ndim == 4 else "features d"
+            raise ValueError(f"X has shape {X.shape} and Y {Y.shape}; both must have the same number of {axes}")
+        wider = np.promote_types(X.dtype, Y.dtype)
+        return X.astype(wider), Y.astype(wider)
+
+    def _variances(self, X: Array, ntk: bool, name: str) -> tuple[Any, State]:
+        """The diagonal pass: the traces, and the state (n,) at the end; ValueError where a row leaves a domain."""
+        trace, end = _diagonal(self, X, ntk)
+        for label, layer, part in self.leaves(trace, "") if known_true(_any_bad(trace)) else ():
+            if known_true(part.bad.any()):
+                row = int(jnp.argmax(part.bad))
+                q = float(jax.lax.stop_gradient(part.q[row]).max())
+                raise ValueError(
+                    f"row {row} of {name} has variance q = {q:.6g} at layer {label}, {layer!r}, whose output is not "
+                    f"finite there (its domain: {layer.domain}; {X.dtype} ends at {jnp.finfo(X.dtype).max:.1e}). "
+                    f"Scale the rows of {name} down, or take a smaller W_std or b_std in the layers before"
+                )
+        return trace, end
+
+    def follow(self, place):
+        for number, layer in enumerate(self.layers, 1):
+            try:
+                place = layer.follow(place)
+            except ValueError as reason:
+                inner = "" if str(reason).startswith("layer ") else ": "
+                raise ValueError(
+                    f"layer {number}, {layer!r}: {reason}" if inner else f"layer {number}, in it {reason}"
+                ) from None
+        return place
+
+    def needs_pairs(self, after):
+        return self._needs(after)[0]
+
+    def diagonal(self, state, after: bool = True):
+        traces = []
+        for layer, needed in zip(self.layers, self._needs(after), strict=True):
+            state, trace = layer.diagonal(state if needed else _same(state))
+            traces.append(trace)
+        return state, tuple(traces)
+
+    def pairs(self, state, rows, columns, after: bool = True):
+        for layer, needed, row, column in zip(self.layers, self._needs(after), rows, columns, strict=True):
+            state = layer.pairs(state if needed else _same(state), row, column)
+        return state
+
+    def _needs(self, after: bool) -> list[bool]:
+        """Whether each layer, or one behind it, needs all pairs of pixels; `after`: one behind the network does."""
+        needs = [after]
+        for layer in reversed(self.layers):
+            needs.append(layer.needs_pairs(needs[-1]))
+        return needs[:0:-1]
+
+    def leaves(self, trace, label):
+        for number, (layer, part) in enumerate(zip(self.layers, trace, strict=True), 1):
+            yield from layer.leaves(part, f"{label}.{number}" if label else f"{number}")
+
+    def init(self, key: Array, shape: tuple[int, ...], width: int = 512):
+        """Random weights of the network with `width` units (channels) in every layer.
+
+        key     of jax.random
+        shape   of one input: (d,) or (height, width, channels)
+        Returns the shape of one output, and the weights for `apply`.
+        """
+        weights = []
+        for layer, k in zip(self.layers, jax.random.split(key, len(self.layers)), strict=True):
+            shape, w = layer.init(k, shape, width)
+            weights.append(w)
+        return shape, tuple(weights)
+
+    def apply(self, weights, x: Array) -> Array:
+        """The finite network on x, (n, d) or (n, height, width, channels)."""
+        for layer, w in zip(self.layers, weights, strict=True):
+            x = layer.apply(w, x)
+        return x
 
     def __repr__(self) -> str:
         return f"serial({', '.join(map(repr, self.layers))})"
@@ -251,40 +762,78 @@ class Network:
 
 def serial(*layers) -> Network:
     """The network of these layers, in order; a Network among them contributes its layers."""
-    return Network(tuple(inner for x in layers for inner in (x.layers if isinstance(x, Network) else (x,))))
+    if not layers:
+        raise ValueError("serial() came without layers; at least one was expected, as in serial(Dense())")
+    built = [_layer(layer, f"layer {number} of serial") for number, layer in enumerate(layers, 1)]
+    return Network(tuple(inner for x in built for inner in (x.layers if isinstance(x, Network) else (x,))))
 
 
-def _what_came(layer) -> str:
+def repeat(block: Layer, times: int) -> Network:
+    """The same layer or network `times` times, with weights of its own each time."""
+    if not (isinstance(times, int) and times > 0):
+        raise ValueError(f"times={times!r} came; a positive integer was expected")
+    return serial(*[block] * times)
+
+
+def _layer(layer, place: str) -> Layer:
+    if isinstance(layer, Layer):
+        return layer
     if isinstance(layer, type):
-        return f"the class {layer.__name__} came; a layer was expected: {layer.__name__}(...)"
+        raise ValueError(f"{place}: the class {layer.__name__} came; a layer was expected: {layer.__name__}(...)")
     hint = f"; did you mean Activation({layer!r})?" if isinstance(layer, str) else ""
-    return f"{layer!r} ({type(layer).__name__}) came; Dense(...), Activation(...) or a network was expected{hint}"
+    raise ValueError(
+        f"{place}: {layer!r} ({type(layer).__name__}) came; Dense(...), Activation(...) or a network was expected{hint}"
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- two passes
 
 
+def _start(network: Network, q: Callable[[str], Array], images: bool, ntk: bool) -> State:
+    """The state of the inputs; q gives their covariances by the subscripts of the pixels."""
+    theta = 0.0 if ntk else None
+    if not images:
+        return State(q(""), theta)
+    return State(q("hwij"), theta, 4) if network.needs_pairs(False) else State(q("hwhw"), theta, 2)
+
+
 @partial(jax.jit, static_argnames="ntk")
-def _diagonal(network: Network, X: Array, ntk: bool) -> tuple[tuple[State, ...], Array]:
-    """The states (n,) of the pairs (x, x) at the input of every layer and at the output; where q is not finite there.
+def _diagonal(network: Network, X: Array, ntk: bool) -> tuple[Any, State]:
+    """The traces of all layers on the pairs (x, x), and the state (n,) at the end.
 
     Outside an activation's domain of norms generated code gives inf."""
-    q = jnp.einsum("nd,nd->n", X, X, precision="highest") / X.shape[1]
-    states = [State(q, jnp.zeros_like(q) if ntk else None)]
-    for layer in network.layers:
-        state = states[-1]
-        states.append(layer.act_diagonal(state))
-    return tuple(states), ~jnp.isfinite(jnp.stack([state.q for state in states]))
+
+    def covariances(pixels: str) -> Array:
+        first, second, out = pixels[:2], pixels[2:], pixels if len(set(pixels)) == 4 else pixels[:2]
+        return jnp.einsum(f"n{first}c,n{second}c->n{out}", X, X, precision="highest") / X.shape[-1]
+
+    state, trace = network.diagonal(_start(network, covariances, X.ndim == 4, ntk), after=False)
+    return trace, _ended(state)
 
 
 @jax.jit
-def _pairs(network: Network, X: Array, Y: Array | None, rows, columns) -> State:
+def _any_bad(trace) -> Array:
+    return jnp.stack([part.bad.any() for part in jax.tree.leaves(trace, is_leaf=lambda x: isinstance(x, Trace))]).any()
+
+
+@jax.jit
+def _pairs(network: Network, X: Array, Y: Array | None, rows, columns, diagonal: State) -> State:
     """The state (n, m) of all pairs at the output; `rows` and `columns` are the diagonal passes of X and Y."""
-    q = jnp.matmul(X, (X if Y is None else Y).T, precision="highest") / X.shape[1]
-    state = State(q, None if rows[-1].theta is None else jnp.zeros_like(q))
-    for layer, row, column in zip(network.layers, rows, rows if Y is None else columns, strict=False):
-        state = layer.act(state, row.q[:, None], column.q[None, :])
-    return jax.tree.map(_mirrored, state, rows[-1]) if Y is None else state
+    Z, columns = (X, rows) if Y is None else (Y, columns)
+
+    def covariances(pixels: str) -> Array:
+        first, second, out = pixels[:2], pixels[2:], pixels if len(set(pixels)) == 4 else pixels[:2]
+        return jnp.einsum(f"n{first}c,m{second}c->nm{out}", X, Z, precision="highest") / X.shape[-1]
+
+    state = network.pairs(
+        _start(network, covariances, X.ndim == 4, diagonal.theta is not None), rows, columns, after=False
+    )
+    return jax.tree.map(_mirrored, _ended(state), diagonal) if Y is None else _ended(state)
+
+
+def _ended(state: State) -> State:
+    """With a Theta of the shape of q, also where no weights came."""
+    return State(state.q, jnp.zeros_like(state.q)) if _is_zero(state.theta) else state
 
 
 def _mirrored(kernel: Array, diagonal: Array) -> Array:
@@ -309,32 +858,18 @@ def _result(names: tuple[str, ...]):
     return namedtuple("Kernels", names)
 
 
-def _inputs(X, Y) -> tuple[Array, Array | None]:
-    """X (n, d) and Y (m, d), checked, in the wider of their precisions."""
-    X = _rows(X, "X")
-    if Y is None:
-        return X, None
-    Y = _rows(Y, "Y")
-    if X.shape[1] != Y.shape[1]:
-        raise ValueError(
-            f"X has shape {X.shape} and Y {Y.shape}; both must have the same number of features d in (n, d) and (m, d)"
-        )
-    wider = np.promote_types(X.dtype, Y.dtype)
-    return X.astype(wider), Y.astype(wider)
-
-
-def _rows(data, name: str) -> Array:
-    """A matrix of finite floats (at least float32), one row per point."""
+def _points(data, name: str) -> Array:
+    """Finite floats (at least float32): vectors (n, d) or images (n, height, width, channels)."""
     try:
         rows = jnp.asarray(data)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{name}: a {type(data).__name__} came that is not an array (n, d) of numbers: {error}"
         ) from None
-    if rows.ndim != 2:
+    if rows.ndim not in (2, 4):
         raise ValueError(
-            f"{name} has shape {rows.shape}; (n, d) was expected, one row per point. For one point take x[None, :], "
-            "for numbers x[:, None], for images x.reshape(len(x), -1)"
+            f"{name} has shape {rows.shape}; (n, d) was expected, one row per point, or images (n, height, width, "
+            "channels). For one point take x[None, :], for numbers x[:, None], for images in grey x[..., None]"
         )
     if 0 in rows.shape:
         raise ValueError(f"{name} has shape {rows.shape}; at least one row and one feature were expected")
@@ -344,7 +879,7 @@ def _rows(data, name: str) -> Array:
         rows = rows.astype(jnp.zeros(()).dtype)
     elif jnp.finfo(rows.dtype).bits < 32:
         rows = rows.astype(jnp.float32)
-    bad = ~jnp.isfinite(rows).all(axis=1)
+    bad = ~jnp.isfinite(rows).reshape(len(rows), -1).all(axis=1)
     if known_true(bad.any()):
         row = int(jnp.argmax(bad))
         raise ValueError(
