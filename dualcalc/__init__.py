@@ -24,6 +24,20 @@ _HOMES = {
     "serial": "networks",
     "Dense": "networks",
     "Activation": "networks",
+    "LayerNorm": "networks",
+    "Residual": "networks",
+    "FanOut": "networks",
+    "FanInSum": "networks",
+    "Identity": "networks",
+    "Dropout": "networks",
+    "Scale": "networks",
+    "parallel": "networks",
+    "repeat": "networks",
+    "Conv": "conv",
+    "AvgPool": "conv",
+    "GlobalAvgPool": "conv",
+    "Flatten": "conv",
+    "myrtle": "conv",
 }
 
 __all__ = sorted(_HOMES)

@@ -31,9 +31,9 @@ class Conv(Affine):
     the rest  as in `Affine`; fan_in counts window size times channels
     """
 
-    window: tuple[int, int]
-    strides: tuple[int, int]
-    padding: str
+    window: tuple[int, int] = (3, 3)
+    strides: tuple[int, int] = (1, 1)
+    padding: str = "SAME"
 
     def __init__(
         self, window, strides=(1, 1), padding="SAME", W_std=1.0, b_std=0.0, parameterization="ntk", fan_in=None
@@ -51,10 +51,9 @@ class Conv(Affine):
 
     def _shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         """(height, width) that come out."""
-        if self.padding != "VALID":
-            return tuple(-(-size // stride) for size, stride in zip(shape, self.strides, strict=True))
-        _check_fits(self.window, shape)
-        return tuple((n - w) // s + 1 for n, w, s in zip(shape, self.window, self.strides, strict=True))
+        if self.padding == "VALID":
+            return _windows(shape, self.window, self.strides)
+        return -(-shape[0] // self.strides[0]), -(-shape[1] // self.strides[1])
 
     def _pads(self, axis: int, size: int) -> tuple[int, int]:
         """Pixels to add before and after."""
@@ -94,14 +93,14 @@ class Conv(Affine):
 
 def slide(x: Array, axes: tuple[int, ...], window: int, stride: int) -> Array:
     """The sum over windows that move along all the axes together."""
-    total = None
+    parts = []
     for offset in range(window):
         part = x
         for axis in axes:
             count = (x.shape[axis] - window) // stride + 1
             part = jax.lax.slice_in_dim(part, offset, offset + (count - 1) * stride + 1, stride, axis % x.ndim)
-        total = part if total is None else total + part
-    return total
+        parts.append(part)
+    return sum(parts[1:], parts[0])
 
 
 def _pair(value, name: str) -> tuple[int, int]:
@@ -114,11 +113,11 @@ def _pair(value, name: str) -> tuple[int, int]:
     return pair
 
 
-def _check_fits(window: tuple[int, int], shape: tuple[int, int]) -> None:
-    if any(w > n for w, n in zip(window, shape, strict=True)):
-        raise ValueError(
-            f"the window {window} is larger than the images {shape}: take a smaller one, or pool less before"
-        )
+def _windows(shape: tuple[int, int], window: tuple[int, int], strides: tuple[int, int]) -> tuple[int, int]:
+    """How many windows fit into the images; ValueError where none does."""
+    if window[0] > shape[0] or window[1] > shape[1]:
+        raise ValueError(f"the window {window} is larger than the images {shape}: take a smaller one, or pool less")
+    return (shape[0] - window[0]) // strides[0] + 1, (shape[1] - window[1]) // strides[1] + 1
 
 
 class _Pool(Layer):
@@ -131,7 +130,7 @@ class _Pool(Layer):
 @pytree(leaves=(), static=("window", "strides"))
 @dataclass(frozen=True, init=False)
 class AvgPool(_Pool):
-    """The mean over windows; the strides are the window's sizes unless given. Pixels that fill no window are left out."""
+    """The mean over windows, strides as the window's sizes unless given. Pixels that fill no window are left out."""
 
     window: tuple[int, int]
     strides: tuple[int, int]
@@ -141,10 +140,7 @@ class AvgPool(_Pool):
         object.__setattr__(self, "strides", self.window if strides is None else _pair(strides, "strides"))
 
     def follow(self, place: Place) -> Place:
-        shape = place.images()
-        _check_fits(self.window, shape)
-        sizes = tuple((n - w) // s + 1 for n, w, s in zip(shape, self.window, self.strides, strict=True))
-        return Place(sizes, place.gaussian, place.fresh)
+        return Place(_windows(place.images(), self.window, self.strides), place.gaussian, place.fresh)
 
     def _pooled(self, x: Array, axes: tuple[int, ...]) -> Array:
         for i, axis in enumerate(axes):

@@ -19,7 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.tree_util import Partial
 
+from . import gram
 from .codegen import Compiled, NoClosedForm
 from .codegen import compile as compile_dual
 from .runtime import known_true
@@ -62,7 +64,7 @@ class State:
     """
 
     q: Array
-    theta: Array | float | None
+    theta: Any
     pixels: int = 0
 
     def map(self, f: Callable[[Array], Array], pixels: int | None = None) -> State:
@@ -128,6 +130,13 @@ class Trace(NamedTuple):
     bad: Array
 
 
+class Loop(NamedTuple):
+    """The traces of a repeated block of layers: of the first time, and of the others, along axis 1."""
+
+    first: Any
+    rest: Any
+
+
 @dataclass(frozen=True)
 class Place:
     """What is known of a signal without numbers.
@@ -152,12 +161,12 @@ class Place:
 
 
 class Layer:
-    """What all layers can do. A layer says what it does to a state in `act`; the rest follows.
+    """What all layers can do. A layer says what it does to a state in `act`; the rest follows."""
 
-    domain   the variances that it accepts, in words
-    """
-
-    domain = "all q >= 0"
+    @property
+    def domain(self) -> str:
+        """The variances that the layer accepts, in words."""
+        return "all q >= 0"
 
     def follow(self, place: Place) -> Place:
         """What is known after the layer; ValueError with the reason where it cannot stand there."""
@@ -646,23 +655,51 @@ class Network(Layer):
 
     layers: tuple[Layer, ...]
 
-    def __call__(self, X, Y=None, get: str | tuple[str, ...] = "ntk"):
+    def __call__(
+        self,
+        X,
+        Y=None,
+        get: str | tuple[str, ...] = "ntk",
+        *,
+        out=None,
+        overwrite: bool = False,
+        tile: int | None = None,
+        memory: int | None = None,
+        progress: bool | Callable[[int, int], None] = False,
+        devices=None,
+    ):
         """The kernel of every row of X with every row of Y, (n, m), in their precision (the wider of the two).
 
         X, Y   (n, d) and (m, d), or images (n, height, width, channels): NumPy or JAX arrays or nested lists, finite;
                integers are taken as floats. Without Y the pairs of X: exactly symmetric, the diagonal from k(q, q, q)
                and kdot(q, q, q)
         get    "nngp", "ntk", or a tuple of them, which gives a named tuple in that order
+        out, overwrite, tile, memory, progress, devices   of the tiles: see `gram.compute`. With `out`, paths of `.npy`
+               files, the result is memory-mapped; without, JAX arrays. While JAX traces there are no tiles
         Raises NoClosedForm for the NTK of an activation that jumps, ValueError for layers that cannot follow each
         other or a row outside the domain of an activation (while JAX traces, that row becomes inf or NaN instead).
         """
         names = _names(get)
         X, Y = self._inputs(X, Y)
-        rows, diagonal = self._variances(X, "ntk" in names, "X")
-        columns = None if Y is None else self._variances(Y, "ntk" in names, "Y")[0]
-        state = _pairs(self, X, Y, rows, columns, diagonal)
-        values = {"nngp": state.q, "ntk": state.theta}
-        return values[get] if isinstance(get, str) else _result(names)(*(values[name] for name in names))
+        sides = [(X, "X")] if Y is None else [(X, "X"), (Y, "Y")]
+        passes = [self._variances(Z, "ntk" in names, name, memory) for Z, name in sides]
+        points = [(Z, trace) for (Z, _), (trace, _) in zip(sides, passes, strict=True)]
+        ends = None if Y is not None else _chosen(names, passes[0][1])
+        if _traced((self, X, Y)):
+            kernels = _whole(self, names, points[0], points[-1], ends)
+        else:
+            kernels = gram.compute(
+                Partial(_tile(names), self), points[0], None if Y is None else points[1], diagonal=ends, out=out,
+                overwrite=overwrite, tile=tile, memory=memory, bytes_per_pair=self._bytes_per_pair(X, len(names)),
+                progress=progress, devices=devices,
+            )  # fmt: skip
+            kernels = kernels if out is not None else tuple(map(jnp.asarray, kernels))
+        return kernels[0] if isinstance(get, str) else _result(names)(*kernels)
+
+    def _bytes_per_pair(self, X: Array, kernels: int) -> int:
+        """What a pair takes while its tile is computed: some arrays of the size of the largest state."""
+        pixels = int(np.prod(X.shape[1:-1]))
+        return 8 * X.dtype.itemsize * (pixels**2 if X.ndim == 4 and self.needs_pairs(False) else pixels)
 
     def _inputs(self, X, Y) -> tuple[Array, Array | None]:
         """X and Y, checked, in the wider of their precisions; the layers, checked."""
@@ -686,9 +723,11 @@ class Network(Layer):
         wider = np.promote_types(X.dtype, Y.dtype)
         return X.astype(wider), Y.astype(wider)
 
-    def _variances(self, X: Array, ntk: bool, name: str) -> tuple[Any, State]:
+    def _variances(self, X: Array, ntk: bool, name: str, memory: int | None = None) -> tuple[Any, State]:
         """The diagonal pass: the traces, and the state (n,) at the end; ValueError where a row leaves a domain."""
-        trace, end = _diagonal(self, X, ntk)
+        step = len(X) if X.ndim == 2 else max((memory or 2**29) // self._bytes_per_pair(X, 1), 1)
+        parts = [_diagonal(self, X[i : i + step], ntk) for i in range(0, len(X), step)]
+        trace, end = parts[0] if len(parts) == 1 else jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
         for label, layer, part in self.leaves(trace, "") if known_true(_any_bad(trace)) else ():
             if known_true(part.bad.any()):
                 row = int(jnp.argmax(part.bad))
@@ -696,9 +735,9 @@ class Network(Layer):
                 raise ValueError(
                     f"row {row} of {name} has variance q = {q:.6g} at layer {label}, {layer!r}, whose output is not "
                     f"finite there (its domain: {layer.domain}; {X.dtype} ends at {jnp.finfo(X.dtype).max:.1e}). "
-                    f"Scale the rows of {name} down, or take a smaller W_std or b_std in the layers before"
+                    f"{_remedy(layer, q, name)}"
                 )
-        return trace, end
+        return jax.tree.map(lambda part: part._replace(bad=None), trace, is_leaf=_is_trace), end
 
     def follow(self, place):
         for number, layer in enumerate(self.layers, 1):
@@ -715,16 +754,49 @@ class Network(Layer):
         return self._needs(after)[0]
 
     def diagonal(self, state, after: bool = True):
-        traces = []
-        for layer, needed in zip(self.layers, self._needs(after), strict=True):
-            state, trace = layer.diagonal(state if needed else _same(state))
-            traces.append(trace)
+        traces: list[Any] = []
+        for blocks, needs in self._runs(after):
+            step = partial(_diagonal_in_turn, needs)
+            state, first = step(state, blocks[0])
+            if _repeats(step, state, blocks[1:]):
+                state, rest = jax.lax.scan(step, state, _stacked(blocks[1:]))
+                traces.append(Loop(first, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), rest)))
+            else:
+                traces.append(first)
+                for block in blocks[1:]:
+                    state, trace = step(state, block)
+                    traces.append(trace)
         return state, tuple(traces)
 
     def pairs(self, state, rows, columns, after: bool = True):
-        for layer, needed, row, column in zip(self.layers, self._needs(after), rows, columns, strict=True):
-            state = layer.pairs(state if needed else _same(state), row, column)
+        sides = zip(rows, columns, strict=True)
+        for blocks, needs in self._runs(after):
+            step = partial(_pairs_in_turn, needs)
+            for n, block in enumerate(blocks):
+                row, column = next(sides)
+                if isinstance(row, Loop):
+                    state, _ = step(state, (block, row.first, column.first))
+                    rest = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (row.rest, column.rest))
+                    state, _ = jax.lax.scan(step, state, (_stacked(blocks[n + 1 :]), *rest))
+                    break
+                state, _ = step(state, (block, row, column))
         return state
+
+    def _runs(self, after: bool) -> Iterator[tuple[list[tuple[Layer, ...]], tuple[bool, ...]]]:
+        """Blocks of layers that repeat REPEATS times or more, numbers aside, and single layers else; with what `_needs`
+        says of each layer of a block. XLA compiles a repeated block once."""
+        needs, i = self._needs(after), 0
+        kinds = [(jax.tree.structure(layer), need) for layer, need in zip(self.layers, needs, strict=True)]
+        while i < len(self.layers):
+            size, times = 1, 1
+            for period in range(1, (len(kinds) - i) // REPEATS + 1):
+                count = 1
+                while kinds[i + period * count : i + period * (count + 1)] == kinds[i : i + period]:
+                    count += 1
+                if count >= REPEATS and period * count > size * times:
+                    size, times = period, count
+            yield [self.layers[i + size * n : i + size * (n + 1)] for n in range(times)], tuple(needs[i : i + size])
+            i += size * times
 
     def _needs(self, after: bool) -> list[bool]:
         """Whether each layer, or one behind it, needs all pairs of pixels; `after`: one behind the network does."""
@@ -734,8 +806,15 @@ class Network(Layer):
         return needs[:0:-1]
 
     def leaves(self, trace, label):
-        for number, (layer, part) in enumerate(zip(self.layers, trace, strict=True), 1):
-            yield from layer.leaves(part, f"{label}.{number}" if label else f"{number}")
+        number = 0
+        for part in trace:
+            parts = [part]
+            if isinstance(part, Loop):
+                times = jax.tree.leaves(part.rest)[0].shape[1]
+                parts = [part.first, *(jax.tree.map(lambda a, i=i: a[:, i], part.rest) for i in range(times))]
+            for one in (x for block in parts for x in block):
+                yield from self.layers[number].leaves(one, f"{label}.{number + 1}" if label else f"{number + 1}")
+                number += 1
 
     def init(self, key: Array, shape: tuple[int, ...], width: int = 512):
         """Random weights of the network with `width` units (channels) in every layer.
@@ -788,52 +867,117 @@ def _layer(layer, place: str) -> Layer:
 
 # --------------------------------------------------------------------------------------------------------- two passes
 
+REPEATS = 4
+"""So many equal blocks of layers, or more, become a loop."""
 
-def _start(network: Network, q: Callable[[str], Array], images: bool, ntk: bool) -> State:
-    """The state of the inputs; q gives their covariances by the subscripts of the pixels."""
+
+def _diagonal_in_turn(needs: tuple[bool, ...], state, layers: tuple[Layer, ...]) -> tuple[Any, list]:
+    traces = []
+    for layer, needed in zip(layers, needs, strict=True):
+        state, trace = layer.diagonal(state if needed else _same(state))
+        traces.append(trace)
+    return state, traces
+
+
+def _pairs_in_turn(needs: tuple[bool, ...], state, block) -> tuple[Any, None]:
+    for needed, layer, row, column in zip(needs, *block, strict=True):
+        state = layer.pairs(state if needed else _same(state), row, column)
+    return state, None
+
+
+def _repeats(step: Callable, state, blocks: list) -> bool:
+    """Whether the blocks can be a loop: numbers of equal kinds, and a state that keeps its shape."""
+    if not blocks:
+        return False
+    kinds = {tuple((jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(block)) for block in blocks}
+    before, after = (jax.tree.map(jax.typeof, s) for s in (state, jax.eval_shape(step, state, blocks[0])[0]))
+    return len(kinds) == 1 and before == after
+
+
+def _stacked(blocks: list):
+    return jax.tree.map(lambda *numbers: jnp.stack([jnp.asarray(x) for x in numbers]), *blocks)
+
+
+def _start(network: Network, X: Array, Z: Array | None, ntk: bool) -> State:
+    """The state of the inputs: the pairs of X and Z, or, without Z, each x with itself."""
+    rows, columns, out = ("n", "n", "n") if Z is None else ("n", "m", "nm")
+    Z = X if Z is None else Z
+
+    def covariance(first: str, second: str, pixels: str) -> Array:
+        subscripts = f"{rows}{first}c,{columns}{second}c->{out}{pixels}"
+        return jnp.einsum(subscripts, X, Z, precision="highest") / X.shape[-1]
+
     theta = 0.0 if ntk else None
-    if not images:
-        return State(q(""), theta)
-    return State(q("hwij"), theta, 4) if network.needs_pairs(False) else State(q("hwhw"), theta, 2)
+    if X.ndim == 2:
+        return State(covariance("", "", ""), theta)
+    if network.needs_pairs(False):
+        return State(covariance("hw", "ij", "hwij"), theta, 4)
+    return State(covariance("hw", "hw", "hw"), theta, 2)
 
 
 @partial(jax.jit, static_argnames="ntk")
 def _diagonal(network: Network, X: Array, ntk: bool) -> tuple[Any, State]:
     """The traces of all layers on the pairs (x, x), and the state (n,) at the end.
 
-    Outside an activation's domain of norms generated code gives inf."""
-
-    def covariances(pixels: str) -> Array:
-        first, second, out = pixels[:2], pixels[2:], pixels if len(set(pixels)) == 4 else pixels[:2]
-        return jnp.einsum(f"n{first}c,n{second}c->n{out}", X, X, precision="highest") / X.shape[-1]
-
-    state, trace = network.diagonal(_start(network, covariances, X.ndim == 4, ntk), after=False)
+    Outside an activation's domain of norms generated code gives inf or NaN."""
+    state, trace = network.diagonal(_start(network, X, None, ntk), after=False)
     return trace, _ended(state)
 
 
-@jax.jit
-def _any_bad(trace) -> Array:
-    return jnp.stack([part.bad.any() for part in jax.tree.leaves(trace, is_leaf=lambda x: isinstance(x, Trace))]).any()
+@lru_cache
+def _tile(names: tuple[str, ...]) -> Callable:
+    """The function of `gram.compute` for these kernels."""
+
+    @jax.jit
+    def tile(network: Network, rows, columns) -> tuple[Array, ...]:
+        (X, row_trace), (Y, column_trace) = rows, columns
+        state = network.pairs(_start(network, X, Y, "ntk" in names), row_trace, column_trace, after=False)
+        return _chosen(names, _ended(state))
+
+    return tile
 
 
-@jax.jit
-def _pairs(network: Network, X: Array, Y: Array | None, rows, columns, diagonal: State) -> State:
-    """The state (n, m) of all pairs at the output; `rows` and `columns` are the diagonal passes of X and Y."""
-    Z, columns = (X, rows) if Y is None else (Y, columns)
+def _chosen(names: tuple[str, ...], state: State) -> tuple[Any, ...]:
+    return tuple({"nngp": state.q, "ntk": state.theta}[name] for name in names)
 
-    def covariances(pixels: str) -> Array:
-        first, second, out = pixels[:2], pixels[2:], pixels if len(set(pixels)) == 4 else pixels[:2]
-        return jnp.einsum(f"n{first}c,m{second}c->nm{out}", X, Z, precision="highest") / X.shape[-1]
 
-    state = network.pairs(
-        _start(network, covariances, X.ndim == 4, diagonal.theta is not None), rows, columns, after=False
-    )
-    return jax.tree.map(_mirrored, _ended(state), diagonal) if Y is None else _ended(state)
+@partial(jax.jit, static_argnames="names")
+def _whole(network: Network, names, rows, columns, ends) -> tuple[Array, ...]:
+    """All pairs at once; with `ends`, the diagonals, symmetric."""
+    kernels = _tile(names)(network, rows, columns)
+    return kernels if ends is None else tuple(map(_mirrored, kernels, ends))
+
+
+def _traced(tree) -> bool:
+    """Whether JAX is tracing some of it."""
+    try:
+        for leaf in jax.tree.leaves(tree):
+            np.asarray(jnp.ravel(leaf)[:1])
+    except jax.errors.TracerArrayConversionError:
+        return True
+    return False
+
+
+def _is_trace(x) -> bool:
+    return isinstance(x, Trace)
+
+
+def _remedy(layer: Layer, q: float, name: str) -> str:
+    norms = layer.fns.norms if isinstance(layer, Activation) else None
+    if norms is not None and q < norms[0] ** 2:
+        return f"Scale the rows of {name} up, take b_std > 0 before it, or Activation(..., norms=(less, {norms[1]:g}))"
+    wider = "" if norms is None else f", or Activation(..., norms=({norms[0]:g}, more))"
+    return f"Scale the rows of {name} down, or take a smaller W_std or b_std in the layers before{wider}"
 
 
 def _ended(state: State) -> State:
     """With a Theta of the shape of q, also where no weights came."""
     return State(state.q, jnp.zeros_like(state.q)) if _is_zero(state.theta) else state
+
+
+@jax.jit
+def _any_bad(trace) -> Array:
+    return jnp.stack([part.bad.any() for part in jax.tree.leaves(trace, is_leaf=_is_trace)]).any()
 
 
 def _mirrored(kernel: Array, diagonal: Array) -> Array:

@@ -65,7 +65,7 @@ ROWS = np.concatenate([X, X[:1], -X[:1], np.zeros((2, X.shape[1]))])
 def test_symmetric_case_is_exact(dtype):
     rows = jnp.asarray(ROWS, dtype)
     last = RELU._variances(rows, True, "X")[-1]
-    for kernel, diagonal in zip(RELU(rows, get=BOTH), last, strict=True):
+    for kernel, diagonal in zip(RELU(rows, get=BOTH), (last.q, last.theta), strict=True):
         assert np.isfinite(kernel).all() and (kernel == kernel.T).all()
         assert (kernel.diagonal() == diagonal).all()
 
