@@ -24,6 +24,7 @@ from scipy.fft import dct
 
 from .expansions import Profile, hermite, profile, second_moment
 from .mixtures import kolmogorov, mixture_kernel
+from .quadrature import check_rate
 from .tables import EPS, Part, Table, angle
 
 __all__ = ["Approximation", "Part", "Table", "build", "gauss_hermite", "kernel_table", "kolmogorov", "mixture_kernel"]
@@ -140,6 +141,7 @@ def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _activation(s: Profile, order: int, norms: tuple[float, float]) -> Activation:
     """The sampler; ValueError where the activation is not square-integrable, or zero, at the norms."""
+    check_rate(s, norms[1])
     r, reach = np.linspace(0.05, 38.0, 1520), 0.0
     for a in (norms[0], math.sqrt(norms[0] * norms[1]), norms[1]):
         with np.errstate(all="ignore"):
@@ -148,7 +150,7 @@ def _activation(s: Profile, order: int, norms: tuple[float, float]) -> Activatio
         top, what = np.max(size), f"derivative {order} of {s.activation}" if order else str(s.activation)
         if top == -math.inf:
             raise ValueError(f"{what} vanishes at the norm {a:g}, where no error is small; expected norms above that")
-        if 4 * s.rate * a * a >= 1 or not size[-1] < top - 40:
+        if not size[-1] < top - 40:
             raise ValueError(f"{what} is not square-integrable at the norm {a:g} in float64; expected norms below that")
         reach = max(reach, float(r[size > top - 40][-1]))
     sampler = Activation(s, order, reach)
@@ -532,7 +534,7 @@ def build(activation, tol: float = 1e-6, norms: tuple[float, float] = NORMS, **p
     activation   text, catalog id, SymPy expression, Dual or Profile, with the values of its `parameters`
     ValueError where the tolerance cannot be reached or the activation is not square-integrable.
     """
-    s, norms = profile(activation, **parameters), _checked(tol, norms)
+    s, (tol, norms) = profile(activation, **parameters), checked(tol, norms)
     tables: list[Table | None] = []
     for order, goal in enumerate((tol, tol, max(100 * tol, DERIVATIVES))):
         if any(s.jumps_of(j) for j in range(order)):
@@ -567,20 +569,25 @@ def kernel_table(k: Callable, tol: float = 1e-6, norms: tuple[float, float] = NO
     The function must be right to a few percent of tol, relative to sqrt(k11 k22). ValueError where the tolerance
     cannot be reached.
     """
-    norms = _checked(tol, norms)
+    tol, norms = checked(tol, norms)
     try:
         return _theta_table(Kernel(k), norms, tol)
     except Unreached as error:
         raise _refusal("this kernel", tol, norms, error) from None
 
 
-def _checked(tol: float, norms: tuple[float, float]) -> tuple[float, float]:
-    low, high = map(float, norms)
-    if not 0 < low < high < math.inf:
-        raise ValueError(f"norms = {norms!r} came; expected (least, greatest), positive and different")
-    if not 1e-12 <= tol <= 0.1:
-        raise ValueError(f"tol = {tol!r} came; expected a number from 1e-12 to 0.1")
-    return low, high
+def checked(tol: float, norms: tuple[float, float]) -> tuple[float, tuple[float, float]]:
+    """Both as floats; ValueError for what is no tolerance or no range of norms."""
+    try:
+        error, (low, high) = float(tol), map(float, () if isinstance(norms, str) else norms)
+    except (TypeError, ValueError):
+        error = low = high = math.nan
+    if not (1e-12 <= error <= 0.1 and 0 < low < high < math.inf):
+        raise ValueError(
+            f"tol = {tol!r}, norms = {norms!r} came; expected a tol from 1e-12 to 0.1, and norms (least, greatest), "
+            "two finite positive numbers in ascending order"
+        )
+    return error, (low, high)
 
 
 def _refusal(what: str, tol: float, norms: tuple[float, float], error: Unreached | ValueError) -> ValueError:

@@ -73,6 +73,25 @@ def _did_you_mean(word: object, known: Any) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+HINTS = {"target": "; dc.emit takes a target"}
+KEYWORDS = (
+    "norm",
+    "norms",
+    "tol",
+    "degree",
+    "certified",
+    "symbolic",
+    "assume",
+)  # of functions that take parameters too
+
+
+def no_parameter(what: object, name: str, known: Any) -> ValueError:
+    """The refusal of a value for a parameter that `what` does not have."""
+    has = f"its parameters are {', '.join(known)}" if known else "it has none"
+    hint = HINTS.get(name) or _did_you_mean(name, [key for key in (*known, *KEYWORDS) if key != name])
+    return ValueError(f"{what} has no parameter {name!r}; {has}{hint}")
+
+
 # Exact numbers ----------------------------------------------------------------------------------------------------
 
 _NUMBER = r"[-+]?(\d{1,40}/0{0,39}[1-9]\d{0,39}|(\d{1,40}(\.\d{0,40})?|\.\d{1,40})([eE][-+]?\d{1,3})?)"
@@ -268,8 +287,7 @@ class Entry(_Record):
         """
         for name in params:
             if name not in self.parameters:
-                known = f"its parameters are {', '.join(self.parameters)}" if self.parameters else "it has none"
-                raise ValueError(f"{self.id} has no parameter {name!r}; {known}{_did_you_mean(name, self.parameters)}")
+                raise no_parameter(self.id, name, self.parameters)
         text, rest = self.formula, {}
         for name, parameter in self.parameters.items():
             try:

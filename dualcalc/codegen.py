@@ -27,8 +27,8 @@ import sympy as sp
 from . import approximate, balls, expansions, pieces, quadrature, runtime
 from .atoms import NoClosedForm
 from .dual import Dual, derive, exact, resolve
-from .parsing import q11, q12, q22
-from .printing import body, guard, literal, statements, text
+from .parsing import check_name, q11, q12, q22
+from .printing import body, guard, inner, literal, statements, text
 from .rational import Delta
 
 TARGETS = ("jax", "numpy", "numba", "torch", "latex")
@@ -89,16 +89,16 @@ class Members:
 
     @property
     def parameters(self) -> str:
-        return "".join(f", {s.name}" for s in self.dual.parameters)
+        return "".join(f", {inner(s)}" for s in self.dual.parameters)
 
     def function(self, name, lines, result, note, arguments="q12, q11, q22, Delta") -> str:
         """One function's text; outside the domain of norms it is inf."""
         if self.dual.growth != 0:
-            limit = text(4 * self.dual.growth)
+            limit = text(inner(4 * self.dual.growth))
             inside = " & ".join(f"({limit}*{q} < 1.0)" for q in ("q11", "q22") if q in arguments)
             result = f"where({inside}, {result}, xp.inf)"
         head = '@numba.njit(error_model="numpy")\n' if self.target == "numba" else ""
-        if not re.search(r"\bq(11|12|22)?\b|\bx\d|\bp\d", result):
+        if not re.search(r"\bq(11|12|22)?\b|\b[xp]\d+\b", result):
             result = f"filled({result}, {arguments.split(',')[0]})"
         rows = [f'    """{note}"""', *(f"    {line}" for line in lines), f"    return {result}"]
         return "\n".join([f"{head}def {name}({arguments}{self.parameters}):", *rows])
@@ -107,7 +107,9 @@ class Members:
         """All functions, in an order of definition."""
         if self.dual.activation is None:
             pairs = (("k00", self.dual.k, "the kernel"), ("k11", self.dual.kdot, "dk/dq12"))
-            return [self.function(name, *statements(guard(_with_delta(e)), False), note) for name, e, note in pairs]
+            return [
+                self.function(name, *statements(guard(_with_delta(inner(e))), False), note) for name, e, note in pairs
+            ]
         # those that others call first; by Price, JAX needs K22, K31, K20 for the derivatives
         needed = [(2, 2), (3, 1), (2, 0)] if self.target == "jax" else []
         if not needed and needs_integral(self.dual, 1):
@@ -120,7 +122,7 @@ class Members:
         lines = body(self.dual.member(m, n), stack)
         if m != n or m > 1 or not needs_integral(self.dual, m):
             return [self.function(name, *lines, note)]
-        p, slope, start = self.parameters, f"k{m + 1}{n + 1}", text(_at_origin(self.dual, m))
+        p, slope, start = self.parameters, f"k{m + 1}{n + 1}", text(inner(_at_origin(self.dual, m)))
         curvature = body(self.dual.mean(m + 2), False)
         mean = f"mean_by_norm({name}_curvature, {start}, {name}_mean_closed, q11{p})"
         small = f"integrated({slope}, {name}_mean, q12, q11, q22, Delta{p})"
@@ -169,22 +171,35 @@ def refusal(dual: Dual) -> str:
     return ""
 
 
+SIGNS = {"positive": "> 0", "negative": "< 0", "nonnegative": ">= 0", "nonpositive": "<= 0", "nonzero": "!= 0"}
+USED = ("in_rank", "inputs", "parameter", "required", "accepted", "flagged_K00", "flagged_K11", "ValueError")
+"""Names in the bodies of `k` and `kdot`, which a parameter would hide."""
+
+
+def _sign(symbol: sp.Symbol) -> list[str]:
+    """The strongest sign that the formulas assume of a parameter, if any."""
+    return [sign for sign in SIGNS if getattr(symbol, f"is_{sign}")][:1]
+
+
 def _public(dual: Dual, target: str) -> str:
     """`k` and `kdot` on top of the members."""
     names = [s.name for s in dual.parameters]
+    for n in names:
+        check_name(n, *USED)
     keywords = "".join(f", {n}" + (f"={_default(dual.defaults[n])}" if n in dual.defaults else "") for n in names)
     keywords, given = (", *" + keywords if names else ""), "".join(f", {n}" for n in names)
+    signs = [f"required({s} {SIGNS[sign]}, {s}, {s.name!r}, {sign!r})" for s in dual.parameters for sign in _sign(s)]
     parts = ["K11, K00 = at_covariance(k11), at_covariance(k00)"]
     if target == "jax":
         if dual.activation is not None:
             leaves = "K22, K31, K20 = at_covariance(k22), at_covariance(k31), at_covariance(k20)"
             parts = [f"{leaves}\nK11 = price(k11, K22, K31)\nK00 = price(k00, K11, K20)"]
     elif target == "numba":
-        parts = []
+        parts, own = [], "".join(f", {inner(s)}" for s in dual.parameters)
         for member in ("11", "00"):
             parts.append(
-                f"@numba.vectorize\ndef K{member}(q12, q11, q22{given}):\n    Delta, q12 = gram_det(q12, q11, q22)\n"
-                f"    return k{member}(q12, q11, q22, Delta{given})"
+                f"@numba.vectorize\ndef K{member}(q12, q11, q22{own}):\n    Delta, q12 = gram_det(q12, q11, q22)\n"
+                f"    return k{member}(q12, q11, q22, Delta{own})"
             )
     jit = "jax.jit(flagged({0}))" if target == "jax" else "flagged({0})"
     parts[0 if target == "jax" else -1] += f"\nflagged_K11, flagged_K00 = {jit.format('K11')}, {jit.format('K00')}"
@@ -200,6 +215,7 @@ def _public(dual: Dual, target: str) -> str:
             f'    """{meaning}."""',
             f"    q12, q11, q22 = {'in_rank' if target == 'jax' else 'inputs'}(q12, q11, q22)",
             *(f"    {n} = parameter({n}, q12)" for n in names if target != "numba"),
+            *(f"    {line}" for line in signs),
             f"    return accepted(*flagged_{member}(q12, q11, q22{given}))",
         ]
         parts.append("\n".join(lines))
@@ -228,6 +244,7 @@ def emit(dual, target: str = "jax", *, tol: float = TOL, norms: tuple[float, flo
     """
     if target not in TARGETS:
         raise ValueError(f"target {target!r} came; one of {', '.join(TARGETS)} was expected")
+    approximate.checked(tol, norms)
     found = _closed_or_open(dual, parameters)
     if found.reason is not None:
         if target == "latex":
@@ -284,13 +301,7 @@ def _approximation(activation: sp.Expr, tol: float, norms: tuple[float, float]) 
 
 def approximation(dual: Dual, tol: float, norms: tuple[float, float]) -> approximate.Approximation:
     """The tables of an activation (seconds to build; kept)."""
-    try:
-        low, high = map(float, norms)
-        return _approximation(dual.activation, float(tol), (low, high))
-    except TypeError:
-        raise ValueError(
-            f"tol = {tol!r}, norms = {norms!r} came; a number and two numbers (least, greatest) were expected"
-        ) from None
+    return _approximation(dual.activation, *approximate.checked(tol, norms))
 
 
 def _table_text(name: str, table: approximate.Table) -> str:
@@ -592,6 +603,7 @@ def compile(dual, *, tol: float = TOL, norms: tuple[float, float] = NORMS, **par
     (`method`, `degree`, `error_bound` and `norms` of the result say what was chosen).
     Raises ValueError where the tolerance cannot be reached; `fns.kdot` raises NoClosedForm where the activation jumps.
     """
+    approximate.checked(tol, norms)
     found = _closed_or_open(dual, parameters)
     dual = found.dual
     if found.reason is not None:
@@ -639,7 +651,7 @@ def activation(dual: Dual) -> Callable:
         edges = [-math.inf, *breaks, math.inf]
         inside = [(p, jnp.clip(x, *ends)) for p, *ends in zip(programs, edges, edges[1:], strict=False)]
         values = [jnp.broadcast_to(p(y, algebra), x.shape) for p, y in inside]
-        return jnp.select([x < b for b in breaks], values[:-1], values[-1])
+        return jnp.select([x < b for b in breaks], values[:-1], values[-1]) if breaks else values[0]
 
     return function
 

@@ -15,7 +15,7 @@ from itertools import combinations_with_replacement
 import sympy as sp
 
 from . import catalog, parsing
-from .atoms import Block, NoClosedForm, blocks, differentiate, read
+from .atoms import READERS, Block, NoClosedForm, blocks, differentiate, read
 from .gaussian import Angle, Argument, ExpNdtr, ExpPhi2, Phi2, Step, Term, expectation
 from .parsing import q11, q12, q22, t
 from .rational import MANY, SUBTRACTED, Delta, power_series
@@ -159,10 +159,9 @@ class Dual:
 
     def given(self, **parameters) -> Dual:
         """The same dual with parameters replaced by values."""
-        values = {name: exact(value, name) for name, value in parameters.items()}
         if self.activation is not None:
-            return derive(_with_values(self.activation, values, self.source, self.defaults))
-        return from_kernel(self._kernel_expression(), source=self.source, defaults=self.defaults, **values)
+            return derive(_with_values(self.activation, parameters, self.source, self.defaults))
+        return from_kernel(self._kernel_expression(), source=self.source, defaults=self.defaults, **parameters)
 
     def __str__(self) -> str:
         of = f"s(t) = {self.activation}" if self.activation is not None else "a kernel without activation"
@@ -266,30 +265,34 @@ def derive(activation, *, assume: Mapping[str, str] | None = None, **parameters)
 
 def resolve(activation, *, assume: Mapping[str, str] | None = None, **parameters) -> Dual:
     """Text or expression to an unevaluated Dual; reads nothing of the calculus yet."""
-    given = {name: exact(value, name) for name, value in parameters.items() if _is_scalar(value)}
-    lists = {name: value for name, value in parameters.items() if name not in given}
     signs = _assumptions(assume or {})
     if isinstance(activation, str):
         text = activation.strip()
         if text in catalog.load():
             return from_entry(catalog.get(text), signs, **parameters)
-        if lists:
-            raise ValueError(f"the parameter {next(iter(lists))} is a list; only catalog entries take lists")
         expr = parsing.parse_activation(activation, parameters=signs, known=tuple(catalog.load()))
         source = text
     elif isinstance(activation, sp.Expr):
-        expr, source = _own_variable(activation), str(activation)
+        expr, source = _own_variable(_known(activation)), str(activation)
     elif isinstance(activation, int | float):
         expr, source = exact(activation, "the activation"), str(activation)
     else:
         raise ValueError(
             f"an activation is a text, a catalog id or a SymPy expression; a {type(activation).__name__} came"
         )
-    return _with_values(expr, given, source, {})
+    return _with_values(expr, parameters, source, {})
 
 
-def _is_scalar(value) -> bool:
-    return not isinstance(value, list | tuple)
+HEADS = {*READERS, sp.log, sp.tan, sp.tanh, sp.atan}  # inside the closed class, and beyond it
+
+
+def _known(expr: sp.Expr) -> sp.Expr:
+    """A user's SymPy expression, if it has no function that nothing here can evaluate."""
+    for e in sp.preorder_traversal(expr):
+        if isinstance(e, sp.Expr) and e.args and e.free_symbols and e.func not in HEADS:
+            names = ", ".join(sorted(f.__name__ for f in HEADS))
+            raise ValueError(f"the function {e.func.__name__} in {e} is not known; expected only {names}")
+    return expr
 
 
 def exact(value, name: str) -> sp.Expr:
@@ -320,13 +323,12 @@ def from_entry(entry: catalog.Entry, signs: Mapping[str, dict[str, bool]] | None
         for p, spec in entry.parameters.items()
     }
     known.update(signs or {})
-    values = {p: exact(v, p) for p, v in rest.items()}
     defaults = entry.defaults
     cited = ", ".join(dict.fromkeys((*entry.references.nngp, *entry.references.ntk)))
     source = f"catalog {entry.id}: {text}" + (f" [{cited}]" if cited else "")
     if entry.kernel is not None:
-        return from_kernel(text, assume_known=known, source=source, defaults=defaults, **values)
-    return _with_values(parsing.parse_activation(text, parameters=known), values, source, defaults)
+        return from_kernel(text, assume_known=known, source=source, defaults=defaults, **rest)
+    return _with_values(parsing.parse_activation(text, parameters=known), rest, source, defaults)
 
 
 def _own_variable(expr: sp.Expr) -> sp.Expr:
@@ -343,15 +345,16 @@ def _own_variable(expr: sp.Expr) -> sp.Expr:
 
 
 def _real(symbol: sp.Symbol) -> sp.Symbol:
+    """A parameter of a SymPy expression, under the rule for names in text."""
+    parsing.check_name(symbol.name, *parsing.VARIABLES)
     return symbol if symbol.is_real else sp.Symbol(symbol.name, real=True)
 
 
 def _with_values(expr, values, source, defaults) -> Dual:
     free = {s.name: s for s in expr.free_symbols if s != t}
-    unknown = [name for name in values if name not in free]
-    if unknown:
-        has = f"its parameters are {', '.join(sorted(free))}" if free else "it has no parameters"
-        raise ValueError(f"{unknown[0]} is not a parameter of {expr}: {has}")
+    if unknown := [name for name in values if name not in free]:
+        raise catalog.no_parameter(expr, unknown[0], sorted(free))
+    values = {name: exact(value, name) for name, value in values.items()}
     expr = expr.subs({free[name]: value for name, value in values.items()}) if values else expr
     if expr.has(sp.zoo, sp.nan, sp.oo):
         raise ValueError(f"{source}: not finite for {values}")
@@ -397,11 +400,11 @@ def from_kernel(kernel=None, *, kappa=None, source: str = "", defaults=None, ass
             f"a {type(kernel).__name__} came"
         )
     ours = {"q11": q11, "q12": q12, "q22": q22}
-    kernel = kernel.xreplace({s: ours.get(s.name, _real(s)) for s in kernel.free_symbols})
-    values = {s: exact(parameters[s.name], s.name) for s in kernel.free_symbols if s.name in parameters}
-    unknown = set(parameters) - {s.name for s in values}
-    if unknown:
-        raise ValueError(f"{unknown.pop()} is not a parameter of {kernel}")
+    kernel = kernel.xreplace({s: ours.get(s.name) or _real(s) for s in kernel.free_symbols})
+    free = {s.name: s for s in kernel.free_symbols - {q11, q12, q22}}
+    if unknown := [name for name in parameters if name not in free]:
+        raise catalog.no_parameter(kernel, unknown[0], sorted(free))
+    values = {free[name]: exact(value, name) for name, value in parameters.items()}
     kernel = kernel.subs(values)
     rest = tuple(sorted(kernel.free_symbols - {q11, q12, q22}, key=lambda s: s.name))
     kept = {s.name: defaults[s.name] for s in rest if s.name in (defaults or {})}

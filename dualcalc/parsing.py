@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import keyword
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -71,6 +72,15 @@ class ParseError(ValueError):
         start = max(0, self.column - 60)
         line = re.sub(r"[^\x20-\x7e]", lambda m: " " if m[0] in "\t\n\r" else "?", self.text[start : start + 120])
         return f"{line}\n{' ' * (self.column - start)}^\n{self.reason}"
+
+
+def check_name(name: str, *taken: str) -> None:
+    """Refuse a parameter's name that could not be a keyword of generated code, or means something else here."""
+    if not NAME.fullmatch(name) or "__" in name or keyword.iskeyword(name) or name in taken:
+        raise ValueError(
+            f"the parameter {name!r}: got a name that is not plain, or has a meaning in the code; expected a letter, "
+            "then up to 39 letters, digits and single _, and no word of Python; rename it"
+        )
 
 
 def parse_activation(
@@ -294,6 +304,7 @@ class _Reader:
         self.scale = _Scale()
         self.depth = 0
         self.variable = ""
+        self.free: list[ast.Name] = []  # the parameters, as they come
 
     def read(self) -> sp.Expr:
         root = self.syntax()
@@ -302,7 +313,12 @@ class _Reader:
                 hint = self.did_you_mean(root.id, (*self.grammar.functions, *self.known))
                 self.fail(root, f"the unknown name '{root.id}'", f"a formula or a catalog id{hint}")
         try:
-            return self.walk(root)
+            e = self.walk(root)
+            undeclared = [node for node in self.free if node.id not in self.parameters]
+            if self.grammar.whole_line and undeclared and not self.variable:
+                wanted = f"the variable t or x; '{undeclared[0].id}' is read as a parameter: did you mean t for it?"
+                self.fail(undeclared[0], "a formula without its variable", wanted)
+            return e
         except ParseError:
             raise
         except (RecursionError, *SYMPY_FAILS) as error:
@@ -424,6 +440,7 @@ class _Reader:
             self.fail(node, f"the function '{name}' without arguments", f"{name}(...)")
         if not NAME.fullmatch(name) or "__" in name:
             self.fail(node, f"the name {name[:40]!r}", "a letter first, then letters, digits and single _")
+        self.free.append(node)
         return sp.Symbol(name, real=True, **self.parameters.get(name, {}))
 
     def unary(self, node: ast.UnaryOp) -> sp.Expr:

@@ -262,8 +262,15 @@ def _power(base: sp.Expr, n: sp.Expr) -> str:
     return f"{b}**{text(n)}"
 
 
+def inner(e: sp.Expr) -> sp.Expr:
+    """e with its parameters under the names A_ that they have inside the code, where nothing else ends in _."""
+    own = e.free_symbols - {q11, q12, q22, Delta}
+    return e.xreplace({s: sp.Symbol(f"{s.name}_", **s.assumptions0) for s in own})
+
+
 def body(terms: list[Term], stack: bool) -> tuple[list[str], str]:
     """Assignments and the returned expression of one member; its Phi2 calls are stacked into one."""
+    terms = [Term(inner(x.coef), inner(x.rad), inner(x.head)) for x in terms]
     for rewrite in REWRITES:
         terms = rewrite.apply(terms)
     parts = [x.coef / sp.sqrt(x.rad) * x.head if x.head != 1 else x.coef / sp.sqrt(x.rad) for x in terms]

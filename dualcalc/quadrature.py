@@ -197,9 +197,18 @@ def profile(activation, **parameters) -> Profile:
     return _profile(resolve(dual.activation, **values).activation if values else dual.activation)
 
 
+PROBES = (-2.3456789, -1.1234567, -0.3456789, 0.3456789, 1.1234567, 2.3456789)  # where an activation must be a number
+
+
 @lru_cache(maxsize=128)
 def _profile(activation: sp.Expr) -> Profile:
-    return Profile(activation, split(activation))
+    p = Profile(activation, split(activation))
+    with precision(256):
+        lost = [x for x in PROBES if not p.ball(arb(x)).is_finite()]
+    if lost or not p.breaks and p.strip == 0:
+        where = f"has no finite real value at t = {lost[0]}" if lost else "has a singularity at a real t"
+        raise ValueError(f"{activation} {where}; expected a function that is finite and real for all real t")
+    return p
 
 
 # ---- Hermite coefficients in float64 --------------------------------------------------------------------------------
@@ -259,8 +268,8 @@ class Rule:
             count = math.ceil(self.end / step)
             if count * (self.degree + 1) > TABLE:
                 raise ValueError(
-                    f"{self.profile.activation} at the norm {norms.max():g} needs {count} nodes, too many for a table "
-                    f"of {self.degree + 1} Hermite functions; expected a smaller norm or degree"
+                    f"{self.profile.activation} at the norm {norms.max():g} needs {count:.3g} nodes, too many for a "
+                    f"table of {self.degree + 1} Hermite functions; expected a smaller norm or degree"
                 )
             return (np.arange(count) + 0.5) * step, np.full(count, step)
         first, longest = self.scale * max(1.5 * strip, 1e-17), self.scale * min(2.5, 28 / wave)

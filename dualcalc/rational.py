@@ -15,7 +15,7 @@ import sympy as sp
 
 from .parsing import q11, q12, q22
 
-Delta = sp.Symbol("Delta", positive=True)  # q11 q22 - q12^2
+Delta = sp.Symbol("Delta", positive=True, prime=False)  # q11 q22 - q12^2; prime: unlike any parameter Delta of a user
 SUBTRACTED = q11 * q22 - q12**2
 HALF = sp.Rational(1, 2)
 MANY = 40  # terms of a numerator beyond which lowest terms cost more than they give

@@ -578,6 +578,12 @@ def accepted(value, bad):
     return value
 
 
+def required(holds, value, name, sign):
+    """ValueError where a parameter lacks the sign that its formula assumes (while JAX traces: nothing is checked)."""
+    if known_true(xp.any(xp.asarray(holds) == False)):  # noqa: E712
+        raise ValueError(f"{name} = {value} came; expected a {sign} number, as the formula assumes it")
+
+
 def known_true(flag):
     """Whether a flag is true and known, that is, not being traced."""
     try:
@@ -877,6 +883,7 @@ ON_ARRAYS = (
     "inputs",
     "flagged",
     "accepted",
+    "required",
     "known_true",
     "in_rank",
     "tabulated",

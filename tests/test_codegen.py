@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -497,3 +498,73 @@ def test_the_recorded_error_is_honest():
     recorded = codegen.worst_error(d, codegen.check_rows(d))
     assert math.log2(recorded) == int(math.log2(recorded)) and f"at most {recorded:g} eps" in dc.emit(d, "numpy")
     assert worst("hard_swish", 0, codegen.CHECKS) <= recorded * 1.01
+
+
+# ---- parameters -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["jax", "numpy", "numba"])
+def test_names_of_parameters(target, monkeypatch):
+    """Any name that the module itself uses gives the same values, or is refused."""
+    monkeypatch.setattr(codegen, "check_rows", lambda _: [])
+    text, point = "A*t*exp(-A**2*t**2)", (0.4, 1.3, 0.7)
+    source = dc.emit(text, target)
+    truth, names = codegen.load(source, target).k(*point, A=1.7), set(re.findall(r"[A-Za-z]\w*", source)) - {"t", "e"}
+    assert {"Delta", "xp", "k00", "x0", "q11", "accepted"} <= names
+    if target != "numpy":  # where a call compiles for seconds
+        names = {"Delta", "K00", "x0", "accepted"}
+    refused = set()
+    for name in sorted(names):
+        try:
+            given = dc.emit(text.replace("A", name), target)
+        except ValueError:
+            refused.add(name)
+            continue
+        assert codegen.load(given, target).k(*point, **{name: 1.7}) == pytest.approx(float(truth), rel=1e-6), name
+    assert "accepted" in refused and not refused & {"Delta", "xp", "k00", "K00", "x0", "angle", "root"}
+
+
+def test_a_positive_symbol_named_as_the_determinant(monkeypatch):
+    monkeypatch.setattr(codegen, "check_rows", lambda _: [])
+    t, point = sp.Symbol("t", real=True), (0.4, 1.3, 0.7)
+    one, other = (sp.Max(t, sp.Symbol(name, positive=True)) for name in ("Delta", "A"))
+    k = [codegen.load(dc.emit(s, "numpy"), "numpy").k for s in (one, other)]
+    assert k[0](*point, Delta=1.7) == k[1](*point, A=1.7)
+
+
+@pytest.mark.parametrize("target", ["jax", "numpy", "numba"])
+def test_signs_of_parameters_are_checked_at_the_call(target):
+    k = module("celu", target).k
+    assert np.isfinite(k(0.4, 1.3, 0.7, A=2.0))
+    for value in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="A = .* came; expected a positive number"):
+            k(0.4, 1.3, 0.7, A=value)
+    if target == "jax":
+        assert np.isfinite(jax.jit(k)(0.4, 1.3, 0.7, A=1.0)) and jax.jit(k)(0.4, 1.3, 0.7, A=-1.0).shape == ()
+
+
+@pytest.mark.parametrize(
+    "given", [{"norms": (1,)}, {"norms": "12"}, {"norms": (1, math.inf)}, {"norms": (2, 1)}, {"tol": "a"}, {"tol": 1}]
+)
+def test_tolerance_and_norms_are_checked_always(given):
+    for activation in ("relu", "tanh"):
+        for refused in (lambda: dc.compile(activation, **given), lambda: dc.emit(activation, **given)):  # noqa: B023
+            with pytest.raises(ValueError, match="came; expected a tol from 1e-12 to 0.1, and norms"):
+                refused()
+
+
+@pytest.mark.parametrize(
+    "given, hint", [({"target": "numpy"}, "dc.emit"), ({"norm": (1, 2)}, "'norms'"), ({"tols": 1}, "'tol'")]
+)
+def test_misspelt_keywords(given, hint):
+    for activation in ("relu", "tanh(t)"):
+        with pytest.raises(ValueError, match=f"no parameter.*{hint}"):
+            dc.compile(activation, **given)
+
+
+@pytest.mark.parametrize("expr", ["1/t", "log(t)", "sqrt(t)", "tan(t)", "1/(t - 1)"])
+def test_what_is_not_finite_and_real_is_refused(expr):
+    s = sp.sympify(expr)
+    for refused in (dc.compile, dc.hermite):
+        with pytest.raises(ValueError, match="expected a function that is finite and real for all real t"):
+            refused(s)

@@ -357,3 +357,11 @@ def test_only_expressions_and_parse_errors_come_out(text, close):
             assert 0 <= error.column <= len(text) and error.reason
             continue
         assert isinstance(e, sp.Expr) and not e.has(sp.zoo, sp.nan, sp.oo, sp.I)
+
+
+@pytest.mark.parametrize("text, column", [("tanh(s)", 5), ("2*sin(y)", 6), ("Max(z, 0)", 4), ("A*0 + 2", 0)])
+def test_a_formula_without_its_variable(text, column):
+    with pytest.raises(parsing.ParseError, match="variable t or x.*did you mean t") as error:
+        parsing.parse_activation(text)
+    assert error.value.column == column
+    assert parsing.parse_activation("pi/2") == sp.pi / 2 and parsing.parse_kappa("A + 1").free_symbols
