@@ -371,8 +371,13 @@ class Activation(Layer):
 
     def act(self, state: State, q11: Array, q22: Array) -> State:
         """q' = k(q, q11, q22), Theta' = Theta kdot(q, q11, q22)."""
-        q12 = _projected(state.q, q11, q22)
-        return self._applied(state, *(partial(f, q12, q11, q22, **self.arguments) for f in (self.fns.k, self.fns.kdot)))
+
+        def applied() -> State:
+            q12 = _projected(state.q, q11, q22)
+            functions = (partial(f, q12, q11, q22, **self.arguments) for f in (self.fns.k, self.fns.kdot))
+            return self._applied(state, *functions)
+
+        return _apart(state.q, applied) if state.pixels == 4 else applied()
 
     def act_diagonal(self, state: State) -> State:
         """The same for the pairs (x, x); of an approximation from one-dimensional quadrature."""
@@ -397,6 +402,12 @@ class Activation(Layer):
     def __repr__(self) -> str:
         given = {**self.formula.fixed, **self.arguments}
         return f"Activation({', '.join([_show(self.formula.spec), *(f'{n}={v!r}' for n, v in given.items())])})"
+
+
+def _apart(x: Array, f: Callable):
+    """f(), as a computation of its own. Else XLA computes an activation anew, and without vector instructions, for
+    every shifted copy that a convolution takes of it; `lax.optimization_barrier` is gone before XLA decides that."""
+    return jax.lax.cond(jnp.ravel(x)[0] == jnp.inf, f, f)
 
 
 def _projected(q12: Array, q11: Array, q22: Array) -> Array:
