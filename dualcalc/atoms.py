@@ -21,6 +21,9 @@ MAX_DEGREE = 64  # of a polynomial factor; the parser has the same cap
 MAX_BLOCKS = 24  # of a normal form: the work grows with their square
 
 
+WAY_OUT = "Way out: dc.compile approximates it to a stated error, dc.hermite expands it"
+
+
 class NoClosedForm(ValueError):
     """The activation, or this quantity of it, has no closed form in the class; the text says why and what to do."""
 
@@ -86,7 +89,7 @@ def _trim(poly: Iterable[sp.Expr]) -> tuple[sp.Expr, ...]:
     while out and out[-1] == 0:
         out.pop()
     if len(out) > MAX_DEGREE + 1:
-        raise NoClosedForm(f"a polynomial of degree {len(out) - 1} came; at most {MAX_DEGREE} is supported")
+        raise NoClosedForm(f"a polynomial of degree {len(out) - 1} came; at most {MAX_DEGREE} is supported. {WAY_OUT}")
     return tuple(out)
 
 
@@ -133,7 +136,7 @@ class Smooth(dict):
                 if g1 and g2:
                     raise NoClosedForm(
                         f"{g1.text(t)} times {g2.text(t)}: a product of two error functions leaves the closed class. "
-                        "Way out: the Hermite expansion of the whole activation"
+                        f"{WAY_OUT}"
                     )
                 if len(out) > MAX_BLOCKS:
                     raise _too_many(len(out))
@@ -295,7 +298,8 @@ def _sign_changes(s: Smooth) -> tuple[list[sp.Expr], int]:
                 return [], right
     raise NoClosedForm(
         f"a step, Abs, Max, Min or Piecewise switches where {s.value(t)} changes sign, and those points are not "
-        "expressible. Way out: write the switch as a polynomial condition"
+        "expressible. Way out: write the switch as a polynomial condition; or dc.compile, "
+        "which approximates it"
     )
 
 
@@ -341,8 +345,7 @@ def _exponential(f: Pieces, factor: sp.Expr = sp.S.One) -> Pieces:
         poly = s.polynomial()
         if poly is None or len(poly) > 3:
             raise NoClosedForm(
-                f"exp({s.value(t)}): only exponents that are quadratic in t stay in the closed class. "
-                "Way out: dc.hermite for its expansion"
+                f"exp({s.value(t)}): only exponents that are quadratic in t stay in the closed class. {WAY_OUT}"
             )
         c, b, a = (*(factor * p for p in poly), *[sp.Integer(0)] * (3 - len(poly)))
         return Smooth({(a, b, None): (sp.exp(c),)})
@@ -369,7 +372,7 @@ def _erf(f: Pieces) -> Pieces:
     def one(s: Smooth) -> Smooth:
         poly = s.polynomial()
         if poly is None or len(poly) > 2:
-            raise NoClosedForm(f"erf({s.value(t)}): only erf of a linear argument is in the closed class")
+            raise NoClosedForm(f"erf({s.value(t)}): only erf of a linear argument is in the closed class. {WAY_OUT}")
         if len(poly) < 2:
             return Smooth.constant(sp.erf(poly[0] if poly else 0))
         d, k = poly
@@ -398,7 +401,7 @@ def _power(expr) -> Pieces:
     base, n = expr.args
     if n.is_Integer and n > 0:
         if n > MAX_DEGREE:
-            raise NoClosedForm(f"the power {n} in {expr} came; at most {MAX_DEGREE} is supported")
+            raise NoClosedForm(f"the power {n} in {expr} came; at most {MAX_DEGREE} is supported. {WAY_OUT}")
         square, out, left = read(base), Pieces.of(Smooth.constant(sp.Integer(1))), int(n)
         while left:  # by squaring
             out = out * square if left % 2 else out
@@ -413,7 +416,7 @@ def _power(expr) -> Pieces:
 def _outside(expr) -> NoClosedForm:
     return NoClosedForm(
         f"{expr} is outside the closed class (polynomials, exponentials of quadratics, sin, cos, sinh, cosh, erf of "
-        "linear arguments, and steps). Way out: dc.compile approximates it to a stated error, dc.hermite expands it"
+        f"linear arguments, and steps). {WAY_OUT}"
     )
 
 
@@ -509,7 +512,8 @@ def _stepped(f: Pieces) -> list[Block]:
 def _too_many(n: int) -> NoClosedForm:
     return NoClosedForm(
         f"the activation expands to {n} blocks or more; at most {MAX_BLOCKS} are supported. "
-        "Way out: write it with fewer pieces, frequencies or factors"
+        "Way out: write it with fewer pieces, frequencies or factors; or "
+        "dc.compile, which approximates it"
     )
 
 
@@ -525,8 +529,7 @@ def _gated(s: Smooth, gate: Gate) -> list[Block]:
     for a, b, g in s:
         if g:
             raise NoClosedForm(
-                f"{g.text(t)} times {gate.text(t)}: an error function times a step leaves the closed class. "
-                "Way out: its Hermite expansion"
+                f"{g.text(t)} times {gate.text(t)}: an error function times a step leaves the closed class. {WAY_OUT}"
             )
         if not (a.is_real and b.is_real):
             raise _gate_and_wave(gate, a, b)
@@ -536,7 +539,7 @@ def _gated(s: Smooth, gate: Gate) -> list[Block]:
 def _gate_and_wave(gate: Gate, a, b) -> NoClosedForm:
     return NoClosedForm(
         f"{gate.text(t)} times an oscillating exponential {sp.exp(a * t**2 + b * t)}: a gate times a complex exponent "
-        "leaves the closed class, within the activation and in E[s(u) s(v)]. Way out: its Hermite expansion"
+        f"leaves the closed class, within the activation and in E[s(u) s(v)]. {WAY_OUT}"
     )
 
 

@@ -43,6 +43,7 @@ FUNCTIONS = frozenset(
 CONSTANTS = frozenset({"pi", "e", "True"})
 VARIABLES = frozenset({"t", "x", "q11", "q12", "q22"})
 LAYERS = frozenset("dense activation conv avgpool globalavgpool flatten layernorm residual serial".split())
+MAX_COEFFICIENTS = 65  # of a polynomial: degree 64 is the highest that has a closed form
 MAX_BYTES, MAX_DEPTH, MAX_LINE, MAX_BRACKETS, MAX_TEXT, MAX_INTEGER, MAX_ERRORS = 2**20, 8, 1000, 50, 500, 1000, 10
 
 
@@ -117,8 +118,8 @@ def exact(value: Any) -> Fraction:
 def _default(value: Any) -> Fraction | tuple[Fraction, ...]:
     if not isinstance(value, list | tuple):
         return exact(value)
-    if not 1 <= len(value) <= 101:
-        raise _Misfit(f"got {len(value)} coefficients; expected 1 to 101")
+    if not 1 <= len(value) <= MAX_COEFFICIENTS:
+        raise _Misfit(f"got {len(value)} coefficients; expected 1 to {MAX_COEFFICIENTS}")
     numbers = []
     for i, item in enumerate(value):
         try:
@@ -147,7 +148,10 @@ def _line(value: Any) -> str:
 
 _NUMBER_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": f"^{_NUMBER}$"}]}
 _DEFAULT_SCHEMA = {
-    "anyOf": [*_NUMBER_SCHEMA["anyOf"], {"type": "array", "items": _NUMBER_SCHEMA, "minItems": 1, "maxItems": 101}]
+    "anyOf": [
+        *_NUMBER_SCHEMA["anyOf"],
+        {"type": "array", "items": _NUMBER_SCHEMA, "minItems": 1, "maxItems": MAX_COEFFICIENTS},
+    ]
 }
 Line = Annotated[
     str, PlainValidator(_line), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 1000})
@@ -248,6 +252,7 @@ class Entry(_Record):
     table1: int | None = Field(default=None, strict=True, ge=1, le=14, description="Row of the paper's Table 1")
     references: Sources = Sources()
     closed_form: Flag = Field(default=True, description="False: not in the class that has a closed-form dual")
+    jumps: Flag = Field(default=False, description="True: the activation jumps, so kdot has no value")
     notes: Line | None = None
     expected: tuple[Expected, ...] = ()
     _where: tuple[str, int, int] = PrivateAttr(default=("", 0, 0))
@@ -629,7 +634,7 @@ def builtin_folder() -> Path:
 def _stamp(folder: Path) -> Stamp:
     """The key of the cache: an edited folder is read again."""
     with os.scandir(folder) as items:
-        files = [item for item in items if item.name.endswith(".yaml") and not item.name.startswith(".")]
+        files = [item for item in items if item.name.endswith((".yaml", ".yml")) and not item.name.startswith(".")]
         return tuple(sorted((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files))
 
 
@@ -738,7 +743,8 @@ def new_entry(
     if id in known:
         other = known[id]
         raise CatalogError(f"the id {id!r} is already taken at {other.path}:{other.line}; choose another", other.path)
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        raise CatalogError(f"{folder}: no such folder; create it first", folder)
     path = folder / f"{id}.yaml"
     if (folder / "schema.json").exists():
         text = f"{SCHEMA_LINE}\n{text}"

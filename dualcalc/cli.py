@@ -48,6 +48,19 @@ def _clean(text: str) -> str:
     return "".join(ch if ch.isprintable() or ch == "\n" else "?" for ch in text)
 
 
+ADVICE = (
+    (r'use get="nngp"', "use --get nngp"),
+    (r'or get="nngp"', "or k alone"),
+    (r"\bdc\.(compile|hermite)\b", r"`dualcalc \1`"),
+    (r"Activation\('(\w+)', (\w+=[\d.]+)\)", r"\1(\2)"),
+    (r"Activation\('([^']*)', (\w+=[\d.]+)\)", r"{\1}(\2)"),
+    (r"give one, as (\w+=)", r"give one, as -p \1"),
+    (r"Way out: certified=False", "Way out: no --certified"),
+    (r"Way out: certified=True", "Way out: --certified"),
+)
+"""What the library advises, and how the command line says it."""
+
+
 def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
     """Turns what the library raises for bad input into a message and an exit code."""
 
@@ -67,6 +80,8 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             atoms = sys.modules.get("dualcalc.atoms")  # imported where a NoClosedForm can come from
             refused = atoms is not None and isinstance(error, atoms.NoClosedForm)
             text = f"no closed form: {error}" if refused else str(error)
+            for written, advice in ADVICE:
+                text = re.sub(written, advice, text)
             raise Failure(text, NO_CLOSED_FORM if refused else BAD_INPUT) from None
         except Exception as error:
             if os.environ.get("DUALCALC_TRACEBACK"):
@@ -171,6 +186,8 @@ def _progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
 
 def _writable(path: Path, force: bool) -> None:
     """Refuse early what could not be written at the end."""
+    if path == Path():
+        raise Failure("an empty name or '.' came for a file to write; give it a name")
     if path.exists() and not path.is_file():
         raise Failure(f"{path}: not a plain file; choose another name")
     if os.path.lexists(path) and not force:
@@ -223,6 +240,9 @@ def _parameters(context: Any, option: Any, values: tuple[str, ...]) -> dict[str,
 
 def _folders(context: Any, option: Any, values: tuple[str, ...]) -> None:
     """Folders become part of the catalog of this process and of those that it starts."""
+    for value in values:
+        if not os.path.isdir(value):
+            raise click.BadParameter(f"{_clean(value)!r} is no folder; correct the path")
     if values:
         named = [os.environ[ENVIRONMENT]] if os.environ.get(ENVIRONMENT) else []
         os.environ[ENVIRONMENT] = os.pathsep.join([*named, *map(os.path.abspath, values)])
@@ -240,6 +260,32 @@ CATALOG = click.option(
     help=f"Add a folder of catalog files (also ${ENVIRONMENT}).",
 )  # fmt: skip
 PATH = click.Path(path_type=Path)
+TOL = click.option(
+    "--tol", type=click.FloatRange(1e-12, 0.1),
+    help="Largest error, where there is no closed form; 1e-12 to 0.1  [default: 1e-6]",
+)  # fmt: skip
+NORMS = click.option(
+    "--norms", type=(float, float), metavar="LEAST GREATEST",
+    help="Norms sqrt(q) for which it holds, where there is no closed form; positive  [default: 1e-3 10]",
+)  # fmt: skip
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Those that were given; the library has the defaults."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+class Command(click.Command):
+    """Says what to do with a formula that click takes for an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if any(parameter.name == "expr" for parameter in self.params):
+                hint = f"{error.message} Put -- before a formula that begins with a minus sign."
+                raise click.NoSuchOption(error.option_name, hint, error.possibilities, ctx) from None
+            raise
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -368,7 +414,7 @@ def derivation_tree(root: Any) -> Any:
     return grow(Tree(label(root), guide_style="dim"), root)
 
 
-@main.command()
+@main.command(cls=Command)
 @EXPR
 @PARAMETERS
 @CATALOG
@@ -403,17 +449,12 @@ def derive(expr: str, parameters: dict[str, Any], as_json: bool) -> None:
 # compile ----------------------------------------------------------------------------------------------------------
 
 
-@main.command("compile")
+@main.command("compile", cls=Command)
 @EXPR
 @click.option("--target", type=click.Choice(TARGETS), default="jax", show_default=True, help="What the code is for.")
 @click.option("-o", "--output", type=PATH, help="File to write; without it the code goes to stdout.")
-@click.option(
-    "--tol", type=float, default=1e-6, show_default=True, help="Largest error, where there is no closed form."
-)
-@click.option(
-    "--norms", type=(float, float), default=(1e-3, 10.0), show_default=True, metavar="LEAST GREATEST",
-    help="Norms sqrt(q) for which it holds, where there is no closed form.",
-)  # fmt: skip
+@TOL
+@NORMS
 @PARAMETERS
 @CATALOG
 @FORCE
@@ -423,8 +464,8 @@ def compile_(
     expr: str,
     target: str,
     output: Path | None,
-    tol: float,
-    norms: tuple[float, float],
+    tol: float | None,
+    norms: tuple[float, float] | None,
     parameters: dict[str, Any],
     force: bool,
     as_json: bool,
@@ -438,7 +479,7 @@ def compile_(
     with _working(f"compiling for {target}"):
         from dualcalc.codegen import emit
 
-        source = emit(expr, target, tol=tol, norms=norms, **parameters)
+        source = emit(expr, target, **_given(tol=tol, norms=norms), **parameters)
     if output is not None:
         write_file(output, lambda file: file.write(source.encode()), force)
     if as_json:
@@ -456,12 +497,13 @@ def compile_(
 
 # hermite, bound and plot ------------------------------------------------------------------------------------------
 
+YES = {True: "yes", False: "no"}
 DEGREE = click.option("--degree", type=int, default=20, show_default=True, help="Of the truncation.")
 NORM = click.option("--norm", type=float, default=1.0, show_default=True, help="The norm sqrt(q11).")
 CERTIFIED = click.option("--certified", is_flag=True, help="Proved enclosures, from ball arithmetic.")
 
 
-@main.command()
+@main.command(cls=Command)
 @EXPR
 @DEGREE
 @NORM
@@ -488,7 +530,7 @@ def hermite(expr: str, degree: int, norm: float, certified: bool, parameters: di
     _say(f"sum of the squares beyond degree {degree}: {tail if certified else f'{tail:.3g}'}")
 
 
-@main.command()
+@main.command(cls=Command)
 @EXPR
 @DEGREE
 @NORM
@@ -520,13 +562,22 @@ def bound(
         _print_json([{k: _finite(v) if isinstance(v, float) else v for k, v in row.items()} for row in values])
         return
     rows = [
-        (x.of, x.approximant, x.name, f"{float(x.value):.3g}", f"{float(x.relative):.3g}", "yes" if x.proved else "no")
+        (
+            x.of,
+            x.approximant,
+            x.name,
+            f"{float(x.value):.3g}",
+            f"{float(x.relative):.3g}",
+            YES[x.proved],
+            YES[x.certified],
+        )
         for x in found
     ]
-    _table(rows, ("of", "approximant", "bound", "absolute", "relative", "proved"))
+    _table(rows, ("of", "approximant", "bound", "absolute", "relative", "theorem", "certified"))
+    _say("theorem: the formula is proved at this degree; certified: its number is rounded up from balls, not float64")
 
 
-@main.command()
+@main.command(cls=Command)
 @EXPR
 @click.option("-o", "--output", type=PATH, required=True, help="File to write: .png, .svg or .pdf.")
 @PARAMETERS
@@ -567,6 +618,10 @@ def _record(entry: Any) -> dict[str, Any]:
     }
 
 
+def _closed(closed: bool, jumps: bool) -> str:
+    return "no" if not closed else "k only" if jumps else "yes"
+
+
 @catalog_.command("list")
 @CATALOG
 @JSON
@@ -580,7 +635,7 @@ def list_(as_json: bool) -> None:
         _print_json([_record(entry) for entry in entries])
         return
     rows = [
-        (e.id, e.title, e.formula, "" if e.table1 is None else str(e.table1), "yes" if e.closed_form else "no")
+        (e.id, e.title, e.formula, "" if e.table1 is None else str(e.table1), _closed(e.closed_form, e.jumps))
         for e in entries
     ]
     _table(rows, ("id", "title", "formula", "table 1", "closed form"), {"id": "bold cyan", "title": "bold"})
@@ -628,7 +683,7 @@ def show(id: str, as_json: bool) -> None:
         *((role, "; ".join(_cite(references[key]) for key in keys)) for role, keys in entry.references if keys),
         *((("notes", entry.notes),) if entry.notes else ()),
         ("file", f"{entry.path}:{entry.line}"),
-        ("closed form", f"no: {refused}" if refused else f"yes, for {dual.domain}"),
+        ("closed form", f"no: {refused}" if refused else f"{_closed(True, formulas.kdot is None)}, for {dual.domain}"),
     ]
     _panel(entry.id, "\n".join(f"{name:<12s} {value}" for name, value in rows))
     if not refused:
@@ -651,7 +706,7 @@ def _cite(reference: Any) -> str:
 @catalog_.command("verify")
 @click.argument("ids", nargs=-1)
 @click.option("--folder", type=PATH, help="Verify the entries of this folder.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Stream of the random points.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Stream of the random points.")
 @click.option("--workers", type=click.IntRange(1, 64), help="Processes  [default: one per core, at most 4]")
 @CATALOG
 @JSON
@@ -753,6 +808,7 @@ def new(
     with tempfile.TemporaryDirectory() as draft:  # read back as it would be from the catalog
         catalog.new_entry(draft, id_, **fields)
         entry = catalog.load(draft).entry(id_)
+    _writable(folder / f"{id_}.yaml", force=False)
     with _working("deriving and verifying"):
         from dualcalc import verify
 
@@ -849,6 +905,8 @@ class _Network:
         start = self.tokens[self.at][2]
         formula = self.take("formula")
         name = formula if formula is not None else self.need("name", "a layer: dense, a catalog id, or {formula}")
+        if formula is None and name != "dense" and name.lower() == "dense":
+            self.fail(start, f"got the layer {name}; did you mean 'dense'?")
         numbers: list[float] = []
         named: dict[str, Any] = {}
         glued = self.tokens[self.at][2] == self.tokens[self.at - 1][3]
@@ -856,7 +914,7 @@ class _Network:
             while True:
                 key = self.take("name")
                 if key is not None:
-                    self.need("mark", "= and a number", "=")
+                    self.need("mark", f"= and a number after the name {key}, as W_std=1.5, or a finite number", "=")
                     if key in named or key in RESERVED or key == "spec":
                         self.fail(self.tokens[self.at - 2][2], f"got {key} twice, or a name that no layer has")
                     named[key] = self.value()
@@ -896,15 +954,16 @@ def read_network(text: str) -> list[LayerText]:
     return _Network(text).layers()
 
 
-def _network(layers: list[LayerText]) -> Any:
+def _network(layers: list[LayerText], **approximation: Any) -> Any:
     from dualcalc.networks import Activation, Dense, serial
 
     built: list[Any] = []
     for layer in layers:
         if layer.name == "dense":
-            built.append(Dense(*layer.numbers, **layer.named))
+            stds: dict[str, Any] = dict(zip(("W_std", "b_std"), layer.numbers, strict=False))
+            built.append(Dense(**stds, **layer.named))
         else:
-            built.append(Activation(layer.name, **layer.named))
+            built.append(Activation(layer.name, **approximation, **layer.named))
     return serial(*built)
 
 
@@ -928,12 +987,24 @@ def _matrix(path: Path) -> Any:
 @click.option("--data", type=PATH, required=True, help="Matrix (rows, features) as .npy.")
 @click.option("--data2", type=PATH, help="Second matrix; without it the kernel of --data with itself.")
 @click.option("--get", type=click.Choice(["ntk", "nngp"]), default="ntk", show_default=True, help="Which kernel.")
+@TOL
+@NORMS
 @click.option("-o", "--output", type=PATH, required=True, help="File for the kernel, as .npy.")
 @CATALOG
 @FORCE
 @JSON
 @guarded
-def kernel(network: str, data: Path, data2: Path | None, get: str, output: Path, force: bool, as_json: bool) -> None:
+def kernel(
+    network: str,
+    data: Path,
+    data2: Path | None,
+    get: str,
+    tol: float | None,
+    norms: tuple[float, float] | None,
+    output: Path,
+    force: bool,
+    as_json: bool,
+) -> None:
     """The kernel matrix of NETWORK, such as "dense(1.5,0.1) gelu dense", on the rows of a matrix.
 
     Layers are separated by blanks: dense, dense(W_std), dense(W_std,b_std), a catalog id, a catalog id with parameters
@@ -941,6 +1012,8 @@ def kernel(network: str, data: Path, data2: Path | None, get: str, output: Path,
     """
     layers = read_network(network)
     _writable(output, force)
+    if output.exists() and any(path and path.exists() and path.samefile(output) for path in (data, data2)):
+        raise Failure(f"{output}: the data is read from there; choose another name for the kernel")
     X = _matrix(data)
     Y = None if data2 is None else _matrix(data2)
     start = time.perf_counter()
@@ -950,7 +1023,7 @@ def kernel(network: str, data: Path, data2: Path | None, get: str, output: Path,
 
         if any(z is not None and z.dtype == np.float64 for z in (X, Y)):
             jax.config.update("jax_enable_x64", True)
-        values = np.asarray(_network(layers)(X, Y, get=get))
+        values = np.asarray(_network(layers, **_given(tol=tol, norms=norms))(X, Y, get=get))
     write_file(output, lambda file: np.save(file, values), force)
     seconds = time.perf_counter() - start
     if as_json:

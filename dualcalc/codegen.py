@@ -248,7 +248,8 @@ def emit(dual, target: str = "jax", *, tol: float = TOL, norms: tuple[float, flo
     found = _closed_or_open(dual, parameters)
     if found.reason is not None:
         if target == "latex":
-            raise found.reason
+            what = f"LaTeX needs a closed form, which {found.dual.activation} has not"
+            raise NoClosedForm(f"{what}. Way out: another target, for which it is approximated")
         return _emit_tables(found.dual, approximation(found.dual, tol, norms), target)
     dual = found.dual
     if target == "latex":

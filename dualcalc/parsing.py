@@ -40,7 +40,7 @@ symbols = Symbols(q11, q12, q22)
 
 MAX_TEXT = 2000  # characters
 MAX_DEPTH = 60  # nested brackets, operators and calls
-MAX_NODES = 400  # names, numbers, operators and calls in the text
+MAX_NODES = 600  # names, numbers, operators and calls in the text
 MAX_SIZE = 2000  # nodes of the SymPy tree, after hermite and the like are written out
 MAX_DEGREE = 64  # of a polynomial, and of any power
 MAX_DIGITS, MAX_EXPONENT = 40, 99  # of one number; as in the catalog, which writes coefficients as p/q

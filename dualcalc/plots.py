@@ -95,7 +95,13 @@ class Panel:
     xscale: str = "linear"
     yscale: str = "linear"
     ylim: tuple[float | None, float | None] = (None, None)
-    legend: bool = True
+    legend: bool | str = True  # "below": where curves fill the axes
+
+
+LEGENDS: dict[bool | str, dict[str, Any]] = {
+    True: {},
+    "below": {"loc": "upper center", "bbox_to_anchor": (0.45, -0.18), "ncols": 2},
+}
 
 
 def _line(ax: Axes, x, y, label, colour, dash, marker) -> None:
@@ -139,7 +145,7 @@ def _fill(ax: Axes, panel: Panel) -> None:
     if low is not None or high is not None:
         ax.set_ylim(low, high)
     if panel.legend and any(curve.label for curve in panel.curves):
-        ax.legend()
+        ax.legend(**LEGENDS[panel.legend])
 
 
 def draw(panels: Sequence[Panel], columns: int = 2, title: str = "", shared_legend: bool = False) -> Figure:
@@ -161,6 +167,8 @@ def draw(panels: Sequence[Panel], columns: int = 2, title: str = "", shared_lege
                 handles, labels = ax.get_legend_handles_labels()
                 entries = dict(zip(labels, handles, strict=True)) | entries
             figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(len(entries), 4))
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # a second layout, with a legend below, would differ from the first
     return figure
 
 
@@ -246,4 +254,4 @@ def _errors(squares: np.ndarray) -> Panel:
         curves.append(Curve(q, error, label, style, "marked"))
         if c != 1:
             curves.append(Curve(q, beyond * c ** (q + 1), f"Parseval bound, c = {c:g}", style, "bound"))
-    return Panel("Error of the truncated dual", curves, "degree q", "relative error", yscale="log")
+    return Panel("Error of the truncated dual", curves, "degree q", "relative error", yscale="log", legend="below")

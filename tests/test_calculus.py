@@ -652,3 +652,22 @@ def test_unknown_functions_are_not_promised_a_way_out(head):
     with pytest.raises(ValueError, match="is not known; expected only .*tanh") as error:
         dc.derive(1 + head(sp.Symbol("t")))
     assert not isinstance(error.value, dc.NoClosedForm)
+
+
+def test_a_polynomial_of_the_highest_degree():
+    assert dc.derive("polynomial", a=["-1/3"] * 65).homogeneity is None
+    with pytest.raises(ValueError, match="got 66 coefficients; expected 1 to 65"):
+        dc.derive("polynomial", a=[1] * 66)
+
+
+def test_jumps_are_recorded():
+    closed = {id: entry for id, entry in catalog.load().items() if entry.closed_form}
+    assert {id for id, entry in closed.items() if entry.jumps} == {id for id in closed if dc.derive(id).jumps}
+
+
+@pytest.mark.parametrize(
+    "text", ["erf(t)*Heaviside(t)", "erf(t)*erf(2*t)", "exp(t**3)", "cos(t)*Heaviside(t)", "1/(1 + t**2)"]
+)
+def test_what_can_be_approximated_says_so(text):
+    with pytest.raises(dc.NoClosedForm, match="dc.compile approximates it"):
+        dc.derive(text)

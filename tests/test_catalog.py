@@ -134,7 +134,7 @@ def test_text_passes_on_what_is_no_number():
         ("sin", {"A": float("nan")}, "got nan"),
         ("sin", {"A": "__import__('os')"}, "expected a finite number"),
         ("polynomial", {"a": [1, "x"]}, "got 'x'"),
-        ("polynomial", {"a": []}, "expected 1 to 101"),
+        ("polynomial", {"a": []}, "expected 1 to 65"),
     ],
 )
 def test_text_refuses(id, params, message):
@@ -284,6 +284,8 @@ def test_extra_folders(tmp_path, monkeypatch):
     assert cat.get("two").path == tmp_path / "two/some.yaml"
     assert {"two", "three", "gelu"} <= set(cat.load(tmp_path / "three"))
     assert "three" not in cat.load(tmp_path / "two")  # named twice, read once
+    write(tmp_path / "three", "- id: short\n  names: [S]\n  expression: t\n", "other.yml")
+    assert {"three", "short"} <= set(cat.load(tmp_path / "three"))
     write(tmp_path / "two", "- id: changed\n  names: [N]\n  expression: t\n")
     assert "changed" in cat.load() and "two" not in cat.load()
     monkeypatch.setenv(cat.ENVIRONMENT, str(tmp_path / "four"))
@@ -306,6 +308,9 @@ def test_an_id_taken_twice_names_both_places(tmp_path):
 
 def test_new_entry(tmp_path):
     folder = tmp_path / "mine"
+    with pytest.raises(cat.CatalogError, match="mine: no such folder; create it first"):
+        cat.new_entry(folder, "my_act", expression="t")
+    folder.mkdir()
     path = cat.new_entry(
         folder, "my_act", expression="t*Phi(A*t)", name='A "quoted": name # é', parameters={"A": "1/3"}
     )

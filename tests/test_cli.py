@@ -83,6 +83,31 @@ def test_compile_without_closed_form(tmp_path):
     run("compile", "tanh", "--target", "numpy", "--tol", "1e-4", "--norms", "0.5", "2", "-o", file)
     assert "norms 0.5 <= sqrt(q11), sqrt(q22) <= 2" in file.read_text()
     run("compile", "tanh", "--norms", "2", "1", code=2)
+    for bad in (["--tol", "1e-20"], ["--tol", "a"], ["--norms", "0", "1"], ["--norms", "1", "inf"]):
+        run("compile", "relu", *bad, code=2)  # looked at although there is a closed form
+    assert "1e-12 to 0.1" in run("compile", "--help").output
+
+
+@pytest.mark.parametrize(
+    "args, said, unsaid",
+    [
+        (["derive", "tanh"], "`dualcalc compile`", "dc."),
+        (["derive", "erf(t)*Heaviside(t)"], "`dualcalc compile`", "dc."),
+        (["compile", "tanh", "--target", "latex"], "LaTeX needs a closed form", "dc."),
+        (["kernel", "dense sign dense", "--data", "X.npy", "-o", "K.npy"], "--get nngp", "get="),
+        (["kernel", "dense {sin(A*t)} dense", "--data", "X.npy", "-o", "K.npy"], "{sin(A*t)}(A=1.0)", "A*t)', A"),
+        (["hermite", "sin(A*t)"], "-p A=1", "as A"),
+        (["derive", "-t"], "Put -- before", "Traceback"),
+        (["catalog", "list", "--catalog", "nosuch"], "--catalog", "$DUALCALC"),
+        (["kernel", "dense relu", "--data", "X.npy", "-o", ""], "an empty name", "Traceback"),
+        (["kernel", "dense relu", "--data", "X.npy", "-o", "X.npy", "--force"], "choose another name", "Traceback"),
+        (["catalog", "verify", "relu", "--seed", "-1"], "--seed", "internal"),
+    ],
+)
+def test_advice_is_in_the_words_of_the_command_line(args, said, unsaid, data, monkeypatch):
+    monkeypatch.chdir(data)
+    result = CliRunner().invoke(cli.main, args)
+    assert result.exit_code in (0, 2, 3) and said in result.output and unsaid not in result.output, result.output
 
 
 def test_hermite():
@@ -100,6 +125,9 @@ def test_bound():
     rows = json.loads(run("bound", "gelu", "--degree", 10, "--certified", "--json").output)
     assert rows and all(row["proved"] and row["certified"] and row["value"] >= 0 for row in rows)
     run("bound", "relu", "--cosine", 2, code=2)
+    for more, certified in ([], "no"), (["--certified"], "yes"):
+        head, row = (line.split() for line in run("bound", "gelu", *more).stdout.splitlines()[:2])
+        assert head[-2:] == ["theorem", "certified"] and row[-2:] == ["yes", certified]
 
 
 def test_parameters():
@@ -189,6 +217,7 @@ def test_catalog_list(tmp_path):
     for args in (["--catalog", tmp_path, "catalog", "list"], ["catalog", "list", "--catalog", tmp_path]):
         assert "[bold] Mine" in run(*args).output
     (tmp_path / "bad.yaml").write_text("- id: other\n  names: Mine\n")
+    assert "k only" in next(line for line in lines if line.startswith("sign "))
     assert "bad.yaml:2:" in run("catalog", "list", "--catalog", tmp_path, code=2).stderr
     run("catalog", "list", "--catalog", tmp_path / "none", code=2)
 
@@ -197,6 +226,7 @@ def test_catalog_show():
     text = run("catalog", "show", "gelu").output
     for part in ("GELU", "Hendrycks", "row 8", "k = ", "kdot = ", "asin"):
         assert part in text
+    assert "k only, for all q" in run("catalog", "show", "sign").output
     assert "no: tanh(t)" in run("catalog", "show", "tanh").output
     data = json.loads(run("catalog", "show", "normalized_gaussian", "--json").output)
     assert data["kernel"] and data["kdot"] and data["parameters"]["A"]["default"] == "1" and not data["refused"]
@@ -226,6 +256,8 @@ def test_catalog_verify_in_processes(tmp_path):
 def test_catalog_new(tmp_path):
     folder = tmp_path / "mine"
     new = ("catalog", "new", "--folder", folder)
+    assert "no such folder" in run(*new, "--id", "mine", "--expression", "t", code=2).stderr and not folder.exists()
+    folder.mkdir()
     result = run(*new, "--id", "my_relu", "--expression", "A*Max(t, 0)", "-p", "A=2", "--name", "My ReLU")
     assert str(folder / "my_relu.yaml") in result.output
     assert "My ReLU" in run("catalog", "list", "--catalog", folder).output
@@ -265,7 +297,7 @@ def test_network_text():
         ("dense(x=1)", 0), ("dense gelu(1)", 6), ("dense (1)", 6), ("dense,relu", 5), ("dense{t}", 5), ("dense 3", 6),
         ("dense(1e999)", 6), ("dense(nan)", 9), ("dense(1.2.3)", 6), ("{t", 0), ("}", 0), ("relu(A=1,A=2)", 9),
         ("relu(spec=1)", 5), ("a;b", 1), ("dense(__import__('os'))", 6), ("abs(A=[)", 7), ("abs(A=[1)", 8),
-        ("dense\x00", 5), ("dense()", 6),
+        ("dense\x00", 5), ("dense()", 6), ("relu Dense", 5),
     ],
 )  # fmt: skip
 def test_network_text_errors(text, column):
@@ -304,6 +336,13 @@ def test_kernel(data):
     run("kernel", "dense sign dense", "--data", data / "X.npy", "-o", out, "--force", code=3)
     run("kernel", "dense nothing dense", "--data", data / "X.npy", "-o", out, "--force", code=2)
     assert sorted(os.listdir(data)) == ["K.npy", "X.npy", "Y.npy"]
+
+
+def test_kernel_without_closed_form(data):
+    args = ("kernel", "dense tanh", "--get", "nngp", "--data", data / "X.npy", "--force", "-o", data / "K.npy")
+    run(*args, "--tol", "1e-4", "--norms", "0.1", "4")
+    assert np.isfinite(np.load(data / "K.npy")).all()
+    run(*args, "--tol", "1e-4", "--norms", "3", "4", code=2)
 
 
 def test_kernel_data(data):

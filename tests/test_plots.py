@@ -124,3 +124,8 @@ def test_nothing_global():
     before = dict(matplotlib.rcParams)
     draw([Panel("p", [Curve(np.arange(2), np.arange(2))])])
     assert dict(matplotlib.rcParams) == before
+
+
+def test_the_legend_of_the_errors_covers_no_curve(gelu):
+    axes = gelu.axes[3]
+    assert axes.get_legend().get_window_extent().y1 < axes.get_window_extent().y0
