@@ -226,9 +226,9 @@ def test_what_is_not_there():
     ("activation", "tol", "norms", "reason"),
     [
         ("tanh(Max(t - 1, 0))", 1e-8, (0.5, 2.0), "not resolved in the radius: about .* can be reached"),
-        ("exp(t**2/10)*tanh(t)", 1e-6, (1e-3, 10.0), "not square-integrable at the norm 10 "),
+        ("exp(t**2/10)*tanh(t)", 1e-6, (1e-3, 10.0), "not square-integrable at the norm 10; .* a norm below 1.58114"),
         ("tanh(Max(t - 1, 0))", 1e-6, (1e-3, 1.0), "vanishes at the norm 0.001"),
-        ("tanh(t)", 1e-15, (1e-3, 10.0), "tol = 1e-15 came"),
+        ("tanh(t)", 1e-15, (1e-3, 10.0), "tol = 1e-15, .* came"),
         ("tanh(t)", 1e-6, (2.0, 1.0), "norms = .* came"),
     ],
 )
