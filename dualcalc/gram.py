@@ -225,6 +225,7 @@ def compute(
     bytes_per_pair: int | None = None,
     progress: bool | Callable[[int, int], None] = False,
     devices: Sequence[jax.Device] | None = None,
+    mend: Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]] | None = None,
 ) -> Any:
     """`pairs` of every row with every column: NumPy arrays (n, m), in the structure in which `pairs` returns them.
 
@@ -248,6 +249,8 @@ def compute(
     bytes_per_pair   see `plan`
     progress   True for a bar on stderr, or a function of (tiles done, tiles in all), called after every tile
     devices    all of this process if not given. The rows of each tile are divided over them
+    mend       for entries that take another way: `pairs` then returns, last of a tuple, one matrix more, which is true
+               at them. `mend(i, j)`, for indices of rows and columns, gives one array of values per kernel
     Raises ValueError for inputs that are empty or of unequal lengths, results of a wrong shape, files that exist or
     cannot be written, and a disk or memory that is too small: all before the first tile.
     """
@@ -257,7 +260,7 @@ def compute(
         columns, m, column_bytes = _points(columns, "columns")
         bytes_per_point = max(bytes_per_point, column_bytes)
     bound = pairs if isinstance(pairs, Partial) else Partial(pairs)
-    structure, dtypes = _results(bound, rows, rows if columns is None else columns, dtype)
+    structure, dtypes = _results(bound, rows, rows if columns is None else columns, dtype, mend is not None)
     todo = plan(
         n, m, bytes_per_point=bytes_per_point, kernels=len(dtypes), dtype=np.result_type(*dtypes), out=out,
         overwrite=overwrite, tile=tile, memory=memory, bytes_per_pair=bytes_per_pair, devices=devices,
@@ -268,7 +271,7 @@ def compute(
     tiles = _tiles(todo, bound, rows, rows if columns is None else columns, tuple(dtypes))
     with _output(todo, dtypes) as matrices, _reporter(progress, todo.tiles) as report:
         for done, finished in enumerate(tiles, 1):
-            _store(todo, finished, diagonals, matrices)
+            _store(todo, finished, diagonals, matrices, mend)
             report(done)
     results = [np.load(path, mmap_mode="r") for path in todo.paths] or matrices
     return jax.tree.unflatten(structure, results)
@@ -301,15 +304,26 @@ def _tiles(todo: Plan, bound: Partial, rows, columns, dtypes) -> Iterator[tuple]
     yield from waiting
 
 
-def _store(todo: Plan, finished: tuple, diagonals, matrices) -> None:
+def _store(todo: Plan, finished: tuple, diagonals, matrices, mend) -> None:
     i, j, tiles, mirrored = finished
     top, left = i * todo.tile[0], j * todo.tile[1]
     height, width = min(todo.tile[0], todo.n - top), min(todo.tile[1], todo.m - left)
     here = slice(top, top + height), slice(left, left + width)
+    marked, mended = (np.empty(0, int),) * 2, None
+    if mend is not None:
+        flags = np.asarray(tiles[-1])[:height, :width]
+        if flags.any():
+            marked = np.nonzero(np.triu(flags, 1) if todo.symmetric and i == j else flags)
+    if len(marked[0]):
+        mended = mend(top + marked[0], left + marked[1])
     for number, matrix in enumerate(matrices):
         values = np.asarray(tiles[number])[:height, :width]
+        other = np.asarray(mirrored[number])[:width, :height] if todo.symmetric else values.T
+        if mended is not None:
+            values, other = values.copy(), other.copy()
+            values[marked] = mended[number]
+            other[marked[::-1]] = mended[number]
         if todo.symmetric:
-            other = np.asarray(mirrored[number])[:width, :height]
             if i != j:
                 matrix[here[1], here[0]] = other
             else:
@@ -329,7 +343,9 @@ def _program(function: Callable, dtypes: tuple[np.dtype, ...], devices: tuple[ja
     mesh = Mesh(np.array(devices), ("rows",))
 
     def tile(bound: Partial, rows, columns):
-        return tuple(k.astype(dtype) for k, dtype in zip(jax.tree.leaves(bound(rows, columns)), dtypes, strict=True))
+        kernels = jax.tree.leaves(bound(rows, columns))
+        typed = tuple(k.astype(dtype) for k, dtype in zip(kernels, dtypes, strict=False))
+        return typed + tuple(kernels[len(dtypes) :])
 
     # check_vma refuses loops whose carry begins as a constant; it guards against a wrong out_specs, as this one is not.
     divided, everywhere = P("rows"), P()
@@ -388,8 +404,8 @@ def _block(tree: Any, start: int, count: int, size: int) -> Any:
     return jax.tree.map(cut, tree)
 
 
-def _results(bound: Partial, rows, columns, dtype) -> tuple[Any, list[np.dtype]]:
-    """The structure of what the function of pairs returns, and the dtypes of the matrices."""
+def _results(bound: Partial, rows, columns, dtype, marks: bool) -> tuple[Any, list[np.dtype]]:
+    """The structure of what the function of pairs returns, and the dtypes of the matrices, without the marks."""
 
     def abstract(tree, size):
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), tree)
@@ -400,6 +416,9 @@ def _results(bound: Partial, rows, columns, dtype) -> tuple[Any, list[np.dtype]]
         raise ValueError(
             f"pairs made matrices of shapes {shapes} of 2 rows and 3 columns; one or more of (2, 3) were expected"
         )
+    if marks:
+        *kernels, _ = kernels
+        structure = jax.tree.structure(tuple(kernels))
     if dtype is None:
         return structure, [np.dtype(kernel.dtype) for kernel in kernels]
     if jax.dtypes.canonicalize_dtype(dtype) != np.dtype(dtype):

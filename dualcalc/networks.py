@@ -21,7 +21,7 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
-from . import gram
+from . import fusion, gram
 from .codegen import Compiled, NoClosedForm
 from .codegen import compile as compile_dual
 from .runtime import known_true
@@ -176,6 +176,10 @@ class Layer:
         """Whether the layer needs all pairs of pixels, given whether the layers after it do."""
         return after
 
+    def homogeneity(self, degree: int | None) -> int | None:
+        """The degree in the norms after the layer, given that before it; None where there is none."""
+        return degree
+
     def act(self, state: State, q11: Array, q22: Array) -> State:
         """The state after the layer, of pairs with these variances (which broadcast with the state)."""
         raise NotImplementedError
@@ -237,6 +241,9 @@ class Affine(Layer):
 
     def follow(self, place: Place) -> Place:
         return Place(place.shape, gaussian=True, fresh=True)
+
+    def homogeneity(self, degree):
+        return degree if known_true(jnp.asarray(self.b_std) == 0) else None
 
     def affine(self, summed: State) -> State:
         """q' = W_std^2 q + b_std^2, Theta' = q' + W_std^2 Theta, in the precision of q."""
@@ -396,6 +403,10 @@ class Activation(Layer):
         except NoClosedForm as reason:
             raise NoClosedForm(f"{self!r}: {reason}") from None
 
+    def homogeneity(self, degree):
+        own = self.fns.dual.homogeneity
+        return None if degree is None or own is None else own * degree
+
     def apply(self, weights, x):
         return self.fns.activation(x, **self.arguments)
 
@@ -438,6 +449,9 @@ class Identity(Layer):
 class LayerNorm(Layer):
     """Every vector (of an image, every pixel's channels) to mean square 1, without an epsilon: q and Theta divided by
     sqrt(q11 q22). Zero rows stay zero."""
+
+    def homogeneity(self, degree):
+        return 0
 
     def act(self, state: State, q11: Array, q22: Array) -> State:
         zero = (q11 == 0) | (q22 == 0)
@@ -508,6 +522,9 @@ class FanOut(Layer):
         if not (isinstance(self.number, int) and self.number > 0):
             raise ValueError(f"FanOut({self.number!r}) came; the number of branches was expected, such as 2")
 
+    def homogeneity(self, degree):
+        return None
+
     def follow(self, place):
         return (Place(place.shape, place.gaussian),) * self.number
 
@@ -531,6 +548,9 @@ class FanOut(Layer):
 @dataclass(frozen=True)
 class FanInSum(Layer):
     """The sum of the branches."""
+
+    def homogeneity(self, degree):
+        return None
 
     def follow(self, places):
         if not isinstance(places, tuple):
@@ -575,6 +595,9 @@ class Parallel(Layer):
     """Branches side by side; build it with `parallel`."""
 
     branches: tuple[Layer, ...]
+
+    def homogeneity(self, degree):
+        return None
 
     def follow(self, places):
         if not isinstance(places, tuple) or len(places) != len(self.branches):
@@ -627,6 +650,9 @@ class Residual(Layer):
     def __init__(self, *layers):
         object.__setattr__(self, "inner", serial(*layers))
 
+    def homogeneity(self, degree):
+        return degree if self.inner.homogeneity(degree) == degree else None
+
     def follow(self, place):
         return FanInSum().follow(
             (Place(place.shape, place.gaussian), self.inner.follow(Place(place.shape, place.gaussian)))
@@ -672,6 +698,7 @@ class Network(Layer):
         Y=None,
         get: str | tuple[str, ...] = "ntk",
         *,
+        tol: float | None = None,
         out=None,
         overwrite: bool = False,
         tile: int | None = None,
@@ -685,6 +712,9 @@ class Network(Layer):
                integers are taken as floats. Without Y the pairs of X: exactly symmetric, the diagonal from k(q, q, q)
                and kdot(q, q, q)
         get    "nngp", "ntk", or a tuple of them, which gives a named tuple in that order
+        tol    of depth fusion, which takes the place of the recursion where the rows have one norm or the network is
+               homogeneous (`fusion.py`): its largest error over the largest entry. 4 eps in float32 if not given; 0,
+               and float64 if nothing is given, is the recursion
         out, overwrite, tile, memory, progress, devices   of the tiles: see `gram.compute`. With `out`, paths of `.npy`
                files, the result is memory-mapped; without, JAX arrays. While JAX traces there are no tiles
         Raises NoClosedForm for the NTK of an activation that jumps, ValueError for layers that cannot follow each
@@ -699,13 +729,73 @@ class Network(Layer):
         if _traced((self, X, Y)):
             kernels = _whole(self, names, points[0], points[-1], ends)
         else:
+            near = X.ndim == 2 and X.dtype == jnp.float32
+            sides = tuple(np.asarray(Z) for Z, _ in points)
+            fused = self._fused(names, points, tol, near)
+            if fused is None:
+                function = Partial(_tile(names, near), self)
+                fused = function, points[0], None if Y is None else points[1]
             kernels = gram.compute(
-                Partial(_tile(names), self), points[0], None if Y is None else points[1], diagonal=ends, out=out,
-                overwrite=overwrite, tile=tile, memory=memory, bytes_per_pair=self._bytes_per_pair(X, len(names)),
-                progress=progress, devices=devices,
-            )  # fmt: skip
+                *fused,
+                bytes_per_pair=self._bytes_per_pair(X, len(names)),
+                mend=partial(self._mended, names, sides[0], sides[-1]) if near else None,
+                **{"out": out, "overwrite": overwrite, "tile": tile, "memory": memory, "progress": progress},
+                **{"devices": devices, "diagonal": ends},
+            )
             kernels = kernels if out is not None else tuple(map(jnp.asarray, kernels))
         return kernels[0] if isinstance(get, str) else _result(names)(*kernels)
+
+    def fusion(self, X, Y=None, get: str | tuple[str, ...] = "ntk", tol: float | None = None) -> fusion.Fused | None:
+        """The polynomials that a call with these arguments takes (degree and error are on them), None for recursion."""
+        X, Y = self._inputs(X, Y)
+        sides = [jnp.einsum("nd,nd->n", Z, Z, precision="highest") / Z.shape[1] for Z in (X, Y) if Z is not None]
+        found = None if X.ndim == 4 else self._path(_names(get), sides, X.dtype, tol)
+        return None if found is None else found[0]
+
+    def _path(self, names, variances: list[Array], dtype, tol: float | None):
+        """(polynomials of c at a fixed norm, degree of the network in the norms), or None where norms matter."""
+        eps = float(jnp.finfo(dtype).eps)
+        tol = (4 * eps if dtype == jnp.float32 else 0.0) if tol is None else tol
+        if not tol > 0:
+            return None
+        low, high = (float(f([f(q) for q in map(np.asarray, variances)])) for f in (np.min, np.max))
+        degree = self.homogeneity(1)
+        if degree is None and high - low <= 8 * eps * high:
+            degree, q = 0, high
+        elif degree is not None and (degree > 0 or low > 0):
+            q = 1.0
+        else:
+            return None
+        leaves, structure = jax.tree.flatten(self)
+        found = _polynomials(structure, tuple(map(float, leaves)), names, q, dtype, tol)
+        return None if found is None else (found, degree)
+
+    def _mended(self, names, X: np.ndarray, Y: np.ndarray, i: np.ndarray, j: np.ndarray) -> list[np.ndarray]:
+        """The kernels of nearly parallel pairs (X[i], Y[j]) in float64, from the differences of the rows."""
+        x, y = X[i].astype(np.float64), Y[j].astype(np.float64)
+        sign = np.sign(np.einsum("nd,nd->n", x, y))
+        square = lambda z: np.einsum("nd,nd->n", z, z) / z.shape[1]  # noqa: E731
+        q11, q22, gap = square(x), square(y), square(x - sign[:, None] * y)
+        pairs = np.stack([sign * ((q11 + q22) - gap) / 2, q11, q22])
+        count = 1 << max(6, (len(i) - 1).bit_length())  # few shapes, so that little is compiled
+        with _double():
+            doubled = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), self)
+            kernels = _one_by_one(
+                names, doubled, jnp.asarray(np.pad(pairs, ((0, 0), (0, count - len(i))), mode="edge"))
+            )
+            return [np.asarray(kernel)[: len(i)] for kernel in kernels]
+
+    def _fused(self, names, points, tol: float | None, near: bool):
+        """The arguments for `gram.compute` of depth fusion, or None."""
+        if points[0][0].ndim == 4:
+            return None
+        variances = [jnp.einsum("nd,nd->n", Z, Z, precision="highest") / Z.shape[1] for Z, _ in points]
+        path = self._path(names, variances, points[0][0].dtype, tol)
+        if path is None:
+            return None
+        found, degree = path
+        sides = [(Z, q) for (Z, _), q in zip(points, variances, strict=True)]
+        return Partial(_fused_tile(degree, near), found.coefficients), sides[0], sides[1] if len(sides) > 1 else None
 
     def _bytes_per_pair(self, X: Array, kernels: int) -> int:
         """What a pair takes while its tile is computed: some arrays of the size of the largest state."""
@@ -749,6 +839,11 @@ class Network(Layer):
                     f"{_remedy(layer, q, name)}"
                 )
         return jax.tree.map(lambda part: part._replace(bad=None), trace, is_leaf=_is_trace), end
+
+    def homogeneity(self, degree):
+        for layer in self.layers:
+            degree = layer.homogeneity(degree)
+        return degree
 
     def follow(self, place):
         for number, layer in enumerate(self.layers, 1):
@@ -935,17 +1030,85 @@ def _diagonal(network: Network, X: Array, ntk: bool) -> tuple[Any, State]:
     return trace, _ended(state)
 
 
+NEAR = 2.0**-7
+"""In float32, pairs of vectors with 1 - |c| below this are computed once more, in float64, from the difference of the
+rows: rounding of x.y is lost to the angle, and depth makes it grow (MATH.md section 3)."""
+
+
 @lru_cache
-def _tile(names: tuple[str, ...]) -> Callable:
-    """The function of `gram.compute` for these kernels."""
+def _tile(names: tuple[str, ...], near: bool = False) -> Callable:
+    """The function of `gram.compute` for these kernels; with `near`, the marks of nearly parallel pairs are the last."""
 
     @jax.jit
     def tile(network: Network, rows, columns) -> tuple[Array, ...]:
         (X, row_trace), (Y, column_trace) = rows, columns
-        state = network.pairs(_start(network, X, Y, "ntk" in names), row_trace, column_trace, after=False)
-        return _chosen(names, _ended(state))
+        start = _start(network, X, Y, "ntk" in names)
+        kernels = _chosen(names, _ended(network.pairs(start, row_trace, column_trace, after=False)))
+        if not near:
+            return kernels
+        a, b = (jnp.sqrt(jnp.einsum("nd,nd->n", Z, Z) / Z.shape[1]) for Z in (X, Y))
+        return *kernels, jnp.abs(start.q) > (1 - NEAR) * a[:, None] * b[None, :]
 
     return tile
+
+
+@lru_cache
+def _fused_tile(degree: int, near: bool) -> Callable:
+    """The same for polynomials of the cosine, of a network of this degree in the norms."""
+
+    @jax.jit
+    def tile(coefficients: fusion.Coefficients, rows, columns) -> tuple[Array, ...]:
+        (X, q11), (Y, q22) = rows, columns
+        a, b = (jnp.where(q == 0, 0.0, jax.lax.rsqrt(q)) for q in (q11, q22))
+        c = jnp.matmul(X, Y.T, precision="highest") * (a[:, None] * b[None, :] / X.shape[1])
+        scale = jnp.power(q11, degree / 2)[:, None] * jnp.power(q22, degree / 2)[None, :] if degree else 1.0
+        kernels = tuple(scale * kernel for kernel in fusion.evaluate(coefficients, jnp.clip(c, -1, 1)))
+        return (*kernels, jnp.abs(c) > 1 - NEAR) if near else kernels
+
+    return tile
+
+
+@lru_cache(maxsize=64)
+def _polynomials(structure, numbers: tuple[float, ...], names, q: float, dtype, tol: float) -> fusion.Fused | None:
+    """Of the network of this structure and these numbers, along inputs of variance q."""
+    with _double():
+        network = jax.tree.unflatten(structure, map(np.float64, numbers))
+        return fusion.fuse(lambda c: _along(names, network, q, c), dtype, tol)
+
+
+def _along(names: tuple[str, ...], network: Network, q: float, c: np.ndarray) -> list[np.ndarray]:
+    """The kernels of inputs of variance q at the cosines c, by recursion in float64."""
+    padded = np.resize(c, max(256, len(c)))  # one shape: compiled once
+    return [
+        np.asarray(kernel)[: len(c)] for kernel in _recursion(names, network, jnp.asarray([q]), jnp.asarray(padded))
+    ]
+
+
+@partial(jax.jit, static_argnames="names")
+def _recursion(names, network: Network, q: Array, c: Array) -> tuple[Array, ...]:
+    theta = 0.0 if "ntk" in names else None
+    _, trace = network.diagonal(State(q, theta), after=False)
+    state = network.pairs(State(q[0] * c[None], theta), trace, trace, after=False)
+    return tuple(kernel[0] for kernel in _chosen(names, _ended(state)))
+
+
+@partial(jax.jit, static_argnames="names")
+def _one_by_one(names, network: Network, pairs: Array) -> tuple[Array, ...]:
+    """The kernels (p,) of pairs given as (q12, q11, q22), (3, p)."""
+
+    def one(pair: Array) -> tuple[Array, ...]:
+        q12, q11, q22 = pair
+        theta = 0.0 if "ntk" in names else None
+        traces = [network.diagonal(State(q[None], theta), after=False)[1] for q in (q11, q22)]
+        state = network.pairs(State(q12[None, None], theta), *traces, after=False)
+        return tuple(kernel[0, 0] for kernel in _chosen(names, _ended(state)))
+
+    return jax.vmap(one, in_axes=1)(pairs)
+
+
+def _double():
+    """JAX in 64 bits, whatever it is set to, for what is done once."""
+    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64()  # type: ignore[attr-defined]
 
 
 def _chosen(names: tuple[str, ...], state: State) -> tuple[Any, ...]:
