@@ -29,7 +29,8 @@ ROWS, TEST_ROWS = range(6), range(6, 10)
 
 
 def close(a, b, bound=1e-10):
-    return np.abs(np.asarray(a) - b).max() <= bound * np.abs(b).max()
+    a, b = np.asarray(a), np.asarray(b)
+    return np.abs(a - b).max() <= bound * np.abs(b).max()
 
 
 @pytest.mark.parametrize("get", ["nngp", "ntk"])
