@@ -18,7 +18,7 @@ from dualcalc.networks import Activation, Dense, serial
 
 RNG = np.random.default_rng(3)
 X, X_TEST, Y = RNG.standard_normal((6, 3)), RNG.standard_normal((4, 3)), RNG.standard_normal((6, 2))
-NET = serial(Dense(1.4, 0.2), Activation("gelu"), Dense(1.2, 0.1))
+NET = serial(Dense(1.4, 0.2), Activation("relu"), Dense(1.2, 0.1))
 ALL = {name: np.array(NET(np.concatenate([X, X_TEST]), get=name)) for name in ("nngp", "ntk")}
 K, CROSS, TEST = (
     {name: k[rows, columns] for name, k in ALL.items()}
