@@ -309,7 +309,8 @@ def _store(todo: Plan, finished: tuple, diagonals, matrices, mend) -> None:
     top, left = i * todo.tile[0], j * todo.tile[1]
     height, width = min(todo.tile[0], todo.n - top), min(todo.tile[1], todo.m - left)
     here = slice(top, top + height), slice(left, left + width)
-    marked, mended = (np.empty(0, int),) * 2, None
+    marked: tuple[np.ndarray, ...] = (np.empty(0, int),) * 2
+    mended = None
     if mend is not None:
         flags = np.asarray(tiles[-1])[:height, :width]
         if flags.any():

@@ -730,17 +730,25 @@ class Network(Layer):
             kernels = _whole(self, names, points[0], points[-1], ends)
         else:
             near = X.ndim == 2 and X.dtype == jnp.float32
-            sides = tuple(np.asarray(Z) for Z, _ in points)
-            fused = self._fused(names, points, tol, near)
-            if fused is None:
-                function = Partial(_tile(names, near), self)
-                fused = function, points[0], None if Y is None else points[1]
+            arrays = [np.asarray(Z) for Z, _ in points]
+            function, left, right = self._fused(names, points, tol, near) or (
+                Partial(_tile(names, near), self),
+                points[0],
+                points[-1],
+            )
             kernels = gram.compute(
-                *fused,
+                function,
+                left,
+                None if Y is None else right,
+                diagonal=ends,
+                out=out,
+                overwrite=overwrite,
+                tile=tile,
+                memory=memory,
                 bytes_per_pair=self._bytes_per_pair(X, len(names)),
-                mend=partial(self._mended, names, sides[0], sides[-1]) if near else None,
-                **{"out": out, "overwrite": overwrite, "tile": tile, "memory": memory, "progress": progress},
-                **{"devices": devices, "diagonal": ends},
+                progress=progress,
+                devices=devices,
+                mend=partial(self._mended, names, arrays[0], arrays[-1]) if near else None,
             )
             kernels = kernels if out is not None else tuple(map(jnp.asarray, kernels))
         return kernels[0] if isinstance(get, str) else _result(names)(*kernels)
@@ -795,7 +803,7 @@ class Network(Layer):
             return None
         found, degree = path
         sides = [(Z, q) for (Z, _), q in zip(points, variances, strict=True)]
-        return Partial(_fused_tile(degree, near), found.coefficients), sides[0], sides[1] if len(sides) > 1 else None
+        return Partial(_fused_tile(degree, near), found.coefficients), sides[0], sides[-1]
 
     def _bytes_per_pair(self, X: Array, kernels: int) -> int:
         """What a pair takes while its tile is computed: some arrays of the size of the largest state."""
@@ -1037,7 +1045,7 @@ rows: rounding of x.y is lost to the angle, and depth makes it grow (MATH.md sec
 
 @lru_cache
 def _tile(names: tuple[str, ...], near: bool = False) -> Callable:
-    """The function of `gram.compute` for these kernels; with `near`, the marks of nearly parallel pairs are the last."""
+    """The function of `gram.compute` for these kernels; with `near`, marks of nearly parallel pairs come last."""
 
     @jax.jit
     def tile(network: Network, rows, columns) -> tuple[Array, ...]:
@@ -1099,8 +1107,8 @@ def _one_by_one(names, network: Network, pairs: Array) -> tuple[Array, ...]:
     def one(pair: Array) -> tuple[Array, ...]:
         q12, q11, q22 = pair
         theta = 0.0 if "ntk" in names else None
-        traces = [network.diagonal(State(q[None], theta), after=False)[1] for q in (q11, q22)]
-        state = network.pairs(State(q12[None, None], theta), *traces, after=False)
+        row, column = (network.diagonal(State(q[None], theta), after=False)[1] for q in (q11, q22))
+        state = network.pairs(State(q12[None, None], theta), row, column, after=False)
         return tuple(kernel[0, 0] for kernel in _chosen(names, _ended(state)))
 
     return jax.vmap(one, in_axes=1)(pairs)
