@@ -38,6 +38,11 @@ _HOMES = {
     "GlobalAvgPool": "conv",
     "Flatten": "conv",
     "myrtle": "conv",
+    "monte_carlo": "finite",
+    "posterior": "inference",
+    "kernel_ridge": "inference",
+    "gradient_flow": "inference",
+    "log_marginal_likelihood": "inference",
 }
 
 __all__ = sorted(_HOMES)
