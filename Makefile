@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # JAX on the CPU preallocates nothing and needs no network; two workers fit two cores.
 WORKERS ?= 2
 
-.PHONY: install demo test test-slow test-torch test-peer lint bench bench-peer oracle clean
+.PHONY: install demo test test-slow test-torch test-peer lint bench bench-peer bench-networks oracle clean
 
 install: $(STAMP)
 
@@ -54,6 +54,9 @@ bench: $(STAMP)
 
 bench-peer: $(STAMP) .venv-peer/.installed
 	$(BIN)/python benchmarks/peer.py
+
+bench-networks: $(STAMP) .venv-peer/.installed
+	$(BIN)/python benchmarks/networks.py $(ARGS)
 
 oracle: $(STAMP)
 	$(BIN)/python -m tests.oracle

@@ -25,8 +25,16 @@ import neural_tangents as nt
 from neural_tangents import stax
 case = json.loads(sys.argv[1]); X = np.load(sys.argv[2]); Y = np.load(sys.argv[3]) if sys.argv[3] else None
 W, b, kind = case["W_std"], case.get("b_std") or None, case["activation"]
-act = {"relu": stax.Relu, "gelu": stax.Gelu, "erf": stax.Erf, "tanh": lambda: stax.ElementwiseNumerical(jnp.tanh, deg=25),
-       "normalized_gaussian": lambda: stax.Elementwise(nngp_fn=lambda c, a, b: jnp.sqrt(a * b) * jnp.exp(c / jnp.sqrt(a * b) - 1), d_nngp_fn=lambda c, a, b: jnp.exp(c / jnp.sqrt(a * b) - 1))}[kind]
+act = {
+    "relu": stax.Relu,
+    "gelu": stax.Gelu,
+    "erf": stax.Erf,
+    "tanh": lambda: stax.ElementwiseNumerical(jnp.tanh, deg=25),
+    "normalized_gaussian": lambda: stax.Elementwise(
+        nngp_fn=lambda c, a, b: jnp.sqrt(a * b) * jnp.exp(c / jnp.sqrt(a * b) - 1),
+        d_nngp_fn=lambda c, a, b: jnp.exp(c / jnp.sqrt(a * b) - 1),
+    ),
+}[kind]
 if case["net"] == "fc":
     layers = [stax.Dense(1, W, b), act()] * case["depth"] + [stax.Dense(1, W, b)]
 else:
@@ -42,12 +50,15 @@ for size in sizes:
     call = (lambda: f(*Z)) if not size else (lambda: f(*Z, "ntk"))
     jax.block_until_ready(call()); seconds = []
     for _ in range(case["calls"]):
-        start = time.perf_counter(); k = jax.block_until_ready(call()); seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        k = jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - start)
     if best is None or min(seconds) < best[0]: best = (min(seconds), size)
 rows = case["rows"]
 np.save(sys.argv[4], np.asarray(k)[:rows, :rows])
 import resource
-print(json.dumps({"seconds": best[0], "batch": best[1], "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}))
+memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+print(json.dumps({"seconds": best[0], "batch": best[1], "memory": memory}))
 """
 
 OURS = """
@@ -60,27 +71,34 @@ rows = case["rows"]
 if sys.argv[5]: X = X[:rows].astype(np.float64); Y = None if Y is None else Y[:rows].astype(np.float64)
 act = dc.Activation(case["activation"], **case.get("options", {}))
 if case["net"] == "fc":
-    net = dc.serial(*[dc.Dense(case["W_std"], case.get("b_std", 0.0)), act] * case["depth"], dc.Dense(case["W_std"], case.get("b_std", 0.0)))
+    dense = dc.Dense(case["W_std"], case.get("b_std", 0.0))
+    net = dc.serial(*[dense, act] * case["depth"], dense)
 else:
     net = dc.myrtle(5, act, W_std=case["W_std"])
-options = {"exact": True} if sys.argv[5] else {}
+options = {"tol": 0} if sys.argv[5] else {}
 call = lambda: net(X, Y, **options)
 k = jax.block_until_ready(call()); seconds = []
 for _ in range(0 if sys.argv[5] else case["calls"]):
-    start = time.perf_counter(); k = jax.block_until_ready(call()); seconds.append(time.perf_counter() - start)
+    start = time.perf_counter()
+    k = jax.block_until_ready(call())
+    seconds.append(time.perf_counter() - start)
 product = []
 if X.ndim == 2 and not sys.argv[5]:
     f, Z = jax.jit(lambda X: X @ X.T), jnp.asarray(X)
     for _ in range(case["calls"] + 1):
-        start = time.perf_counter(); jax.block_until_ready(f(Z)); product.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        jax.block_until_ready(f(Z))
+        product.append(time.perf_counter() - start)
 np.save(sys.argv[4], np.asarray(k)[:rows, :rows])
 import resource
-print(json.dumps({"seconds": min(seconds, default=0), "product": min(product[1:], default=0), "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}))
+memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+print(json.dumps({"seconds": min(seconds, default=0), "product": min(product[1:], default=0), "memory": memory}))
 """
 
 
 def run(python: Path | str, code: str, case: dict, *arguments: str) -> dict:
-    done = subprocess.run([python, "-c", code, json.dumps(case), *arguments], capture_output=True, text=True, check=False)
+    command = [python, "-c", code, json.dumps(case), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
@@ -98,7 +116,8 @@ def cases(chosen: list[str]):
     if "deep" in chosen:
         yield {**fc, "name": "ReLU, depth 20", "activation": "relu", "W_std": root2, "depth": 20, "norms": "free"}
         for act in ("gelu", "erf"):
-            yield {**fc, "name": f"{act}, depth 20, normalised rows", "activation": act, "W_std": 1.5, "depth": 20, "norms": "fixed"}
+            name = f"{act}, depth 20, normalised rows"
+            yield {**fc, "name": name, "activation": act, "W_std": 1.5, "depth": 20, "norms": "fixed"}
     if "tanh" in chosen:
         yield {"net": "fc", "n": 1000, "d": 60, "rows": 1000, "calls": 2, "name": "tanh, depth 3", "activation": "tanh",
                "W_std": 1.2, "depth": 3, "norms": "free"}  # fmt: skip
@@ -127,8 +146,8 @@ def main() -> None:
     if not peer_python.exists():
         raise SystemExit("the peer's environment is missing: make bench-networks makes it")
     chosen = sys.argv[1:] or ["fc", "deep", "tanh", "myrtle"]
-    print("| network | s | X @ X.T, s | over X @ X.T | neural-tangents, s | times faster | error | its error | MB | its MB |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+    columns = "s", "X @ X.T, s", "over X @ X.T", "peer, s", "times faster", "error", "its error", "MB", "its MB"
+    print(f"| network | {' | '.join(columns)} |\n|---{'|--:' * len(columns)}|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for case in cases(chosen):

@@ -11,7 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "dualcalc"
 ORDER = (
     "runtime catalog parsing rational atoms gaussian dual balls pieces certified quadrature expansions bounds"
-    " mixtures tables approximate printing codegen verify gram fusion networks conv finite inference sketch estimators plots"
+    " mixtures tables approximate printing codegen verify gram fusion networks conv finite inference sketch estimators"
+    " plots"
 ).split()
 EXEMPT = {"__init__", "__main__", "cli", "demo"}
 SYMBOLIC = {"parsing", "rational", "atoms", "gaussian", "dual", "balls", "pieces", "certified", "quadrature"}

@@ -1,6 +1,9 @@
 """Networks against neural-tangents' recorded kernels, and the promises of `Network.__call__`."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -246,3 +249,47 @@ def test_repr_and_composition():
 
 def test_signs_of_the_widths_do_not_matter():
     assert (deep(1, "relu", -1.3, -0.2)(X) == RELU(X)).all()
+
+
+def test_to_a_file(tmp_path):
+    """Tiles in a file, the same bits as in memory with the same tile; the CLI's way for large data."""
+    rows, calls = np.random.default_rng(3).standard_normal((37, 7)).astype(np.float32), []
+    paths = tmp_path / "nngp.npy", tmp_path / "ntk.npy"
+    filed = RELU(rows, get=BOTH, out=paths, tile=16, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(i, 6) for i in range(1, 7)]
+    for path, kernel, memory in zip(paths, filed, RELU(rows, get=BOTH, tile=16), strict=True):
+        assert isinstance(kernel, np.memmap) and (kernel == np.asarray(memory)).all() and (kernel == kernel.T).all()
+        assert (np.load(path) == kernel).all()
+    whole = RELU(rows, get=BOTH)
+    for kernel, other in zip(filed, whole, strict=True):
+        assert np.abs(kernel - other).max() <= 4 * 2.0**-23 * np.abs(other).max()
+    with pytest.raises(ValueError, match="exists"):
+        RELU(rows, out=paths[0])
+
+
+def test_eight_devices():
+    """Rows of a tile divided over devices: the same to 4 eps of the largest entry, nearly parallel rows included."""
+    code = """
+import jax, numpy as np
+from dualcalc import Activation, Dense, serial
+rows = np.random.default_rng(4).standard_normal((21, 5)).astype(np.float32)
+rows = np.concatenate([rows, rows[:2] * 1.001, np.zeros((1, 5), np.float32)])
+net = serial(Dense(1.3, 0.2), Activation("relu"), Dense(1.3, 0.2))
+assert len(jax.devices()) == 8
+for Y in (None, rows[:9]):
+    many, one = net(rows, Y), net(rows, Y, devices=jax.devices()[:1])
+    assert np.abs(many - one).max() <= 4 * 2.0**-23 * np.abs(one).max()
+"""
+    flags = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run([sys.executable, "-c", code], env=flags, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_positive_semidefinite(dtype):
+    """With duplicates, opposite and zero rows: smallest eigenvalue at least -50 eps times the largest."""
+    rows = np.concatenate([ROWS, ROWS[:3] * 0.5]).astype(dtype)
+    for net in (deep(3, "relu", 1.3), deep(2, "gelu", 1.5, 0.1), deep(2, "erf"), deep(1, "elu")):
+        for kernel in net(rows, get=BOTH):
+            values = np.linalg.eigvalsh(np.asarray(kernel, float))
+            assert values[0] >= -50 * np.finfo(dtype).eps * values[-1]
