@@ -85,7 +85,8 @@ class Conv(Affine):
         w, b = self._scaled(weights)
         for axis in (0, 1):
             x = self._padded(x, (1 + axis,), axis)
-        return jax.lax.conv_general_dilated(x, w, self.strides, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")) + b
+        x = jax.lax.conv_general_dilated(x, w, self.strides, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return x + b[None, None, None]
 
     def __repr__(self) -> str:
         return f"Conv({self.window}, strides={self.strides}, padding={self.padding!r}, {self._numbers()})"
