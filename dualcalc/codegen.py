@@ -648,6 +648,10 @@ def activation(dual: Dual) -> Callable:
 
     def function(x, **parameters):
         given = {symbol: parameters.get(symbol.name, value) for symbol, value in default_values(dual).items()}
+        try:
+            given = {name: v if isinstance(v, sp.Basic) else float(np.asarray(v)) for name, v in given.items()}
+        except jax.errors.TracerArrayConversionError:
+            raise ValueError(f"parameters of {s} came that JAX traces: a finite network needs numbers") from None
         programs, breaks = of(tuple((symbol, exact(value, symbol.name)) for symbol, value in given.items()))
         edges = [-math.inf, *breaks, math.inf]
         inside = [(p, jnp.clip(x, *ends)) for p, *ends in zip(programs, edges, edges[1:], strict=False)]

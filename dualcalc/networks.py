@@ -9,6 +9,7 @@ a new value compiles nothing. `conv.py` adds layers for images; `finite.py` samp
 
 from __future__ import annotations
 
+import math
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -258,15 +259,15 @@ class Affine(Layer):
         """Weights of this shape (the last axis is that of the outputs) and biases."""
         first, second = jax.random.split(key)
         w, b = jax.random.normal(first, shape), jax.random.normal(second, shape[-1:])
-        if self.parameterization == "standard":
-            w, b = self.W_std / np.sqrt(np.prod(shape[:-1])) * w, self.b_std * b
-        return w, b
+        return (w, b) if self.fan_in is None else (self._scale(w) * w, self.b_std * b)
 
     def _scaled(self, weights: tuple[Array, Array]) -> tuple[Array, Array]:
+        """The weights and biases that are applied. A bias of standard deviation 0 is none, and does not learn."""
         w, b = weights
-        if self.parameterization == "standard":
-            return w, b
-        return self.W_std / np.sqrt(np.prod(w.shape[:-1])) * w, self.b_std * b
+        return (self._scale(w) * w, self.b_std * b) if self.fan_in is None else (w, jnp.sign(self.b_std) ** 2 * b)
+
+    def _scale(self, w: Array):
+        return self.W_std / math.sqrt(math.prod(w.shape[:-1]))
 
     def _numbers(self) -> str:
         """The arguments that all have, and what differs from its default."""
@@ -290,7 +291,7 @@ class Dense(Affine):
 
     def apply(self, weights, x):
         w, b = self._scaled(weights)
-        return x @ w + b
+        return x @ w + jnp.expand_dims(b, tuple(range(x.ndim - 1)))
 
     def __repr__(self) -> str:
         return f"Dense({self._numbers()})"
