@@ -380,12 +380,15 @@ class Activation(Layer):
     def act(self, state: State, q11: Array, q22: Array) -> State:
         """q' = k(q, q11, q22), Theta' = Theta kdot(q, q11, q22)."""
 
+        weighted = not (state.theta is None or _is_zero(state.theta))
+
         def applied() -> State:
             q12 = _projected(state.q, q11, q22)
             functions = (partial(f, q12, q11, q22, **self.arguments) for f in (self.fns.k, self.fns.kdot))
-            return self._applied(state, *functions)
+            return self._applied(State(state.q, state.theta if weighted else None, state.pixels), *functions)
 
-        return _apart(applied)
+        after = _apart(applied)
+        return after if weighted else State(after.q, state.theta, state.pixels)
 
     def act_diagonal(self, state: State) -> State:
         """The same for the pairs (x, x); of an approximation from one-dimensional quadrature."""

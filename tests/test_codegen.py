@@ -303,7 +303,7 @@ def difference_table(id, m, point):
     return np.array(slopes), curvatures
 
 
-QUICK = {"relu", "sin", "softshrink"}  # the others: minutes of XLA compilation
+QUICK = {"relu", "sin"}  # the others: minutes of XLA compilation
 
 
 @pytest.mark.parametrize("id", [x if x in QUICK else pytest.param(x, marks=pytest.mark.slow) for x in DIFFERENTIATED])
