@@ -474,12 +474,20 @@ def _refusal(paths: tuple[Path, ...], size: int) -> str:
     return ""
 
 
+def _aligned(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    """Memory for a matrix that JAX on a CPU takes without a copy, which it does at multiples of 64 bytes."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
 @contextmanager
 def _output(todo: Plan, dtypes: Sequence[np.dtype]):
     """The matrices to fill. Files are under hidden names until the block ends well, and gone if it does not."""
     shape = todo.n, todo.m
     if not todo.paths:
-        yield [np.empty(shape, dtype) for dtype in dtypes]
+        yield [_aligned(shape, dtype) for dtype in dtypes]
         return
     partial = [path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}") for path in todo.paths]
     try:

@@ -757,7 +757,7 @@ class Network(Layer):
                 devices=devices,
                 mend=partial(self._mended, names, arrays[0], arrays[-1]) if near else None,
             )
-            kernels = kernels if out is not None else tuple(map(jnp.asarray, kernels))
+            kernels = kernels if out is not None else tuple(map(jax.device_put, kernels))
         return kernels[0] if isinstance(get, str) else _result(names)(*kernels)
 
     def fusion(self, X, Y=None, get: str | tuple[str, ...] = "ntk", tol: float | None = None) -> fusion.Fused | None:

@@ -66,22 +66,21 @@ def gram_det(q12, q11, q22):
     as is a negative variance."""
     # With x = xh + xl for each input, delta is a sum of exact products (so contraction to FMA changes nothing),
     #   (ah bh - ch^2) + (ah bl + al bh - 2 ch cl) + (al bl - cl^2),
-    # added with error terms (Dekker 1971).  Small inputs are scaled by 2^30 so that no product underflows.
+    # added with error terms (Dekker 1971) where they can matter: the first difference is exact, or no smaller than half
+    # of a b; and so is its sum with the second. Small inputs are scaled by 2^30 so that no product underflows.
     small = q11 * q22 < 2.0**-60
-    up = where(small, 1073741824.0 + 0.0 * q11, 1.0)
+    up, down = where(small, 1073741824.0 + 0.0 * q11, 1.0), where(small, 2.0**-30 + 0.0 * q11, 1.0)
     a, b, c = q11 * up, q22 * up, q12 * up
     ah, al = split(a)
     bh, bl = split(b)
     ch, cl = split(c)
-    high, error0 = two_sum(ah * bh, -(ch * ch))
     cross, error1 = two_sum(ah * bl, al * bh)
     cross, error2 = two_sum(cross, -2.0 * ch * cl)
-    total, error3 = two_sum(high, cross)
-    scaled = total + (error3 + (error0 + error1 + error2 + (al * bl - cl * cl)))
+    scaled = (ah * bh - ch * ch) + cross + (error1 + error2 + (al * bl - cl * cl))
     variances = (q11 >= 0) & (q22 >= 0)
     possible = variances & (scaled >= 0)
     tolerated = variances & (-scaled <= pick(q11, 10 * 2.0**-23, 10 * 2.0**-52) * (a * b))
-    delta = where(possible, scaled / up / up, where(tolerated, 0.0, xp.nan + 0.0 * scaled))
+    delta = where(possible, scaled * down * down, where(tolerated, 0.0, xp.nan + 0.0 * scaled))
     edge = xp.sign(q12) * xp.sqrt(q11) * xp.sqrt(q22)
     return delta, where(possible, q12, edge + delta)
 
