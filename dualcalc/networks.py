@@ -408,7 +408,7 @@ class Activation(Layer):
             raise NoClosedForm(f"{self!r}: {reason}") from None
 
     def homogeneity(self, degree):
-        own = self.fns.dual.homogeneity
+        own = self.fns.dual.homogeneity if self.fns.method in ("closed form", "given kernel") else None
         return None if degree is None or own is None else own * degree
 
     def apply(self, weights, x):

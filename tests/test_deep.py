@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import sympy as sp
 
-from dualcalc import Activation, Dense, LayerNorm, Residual, derive, repeat, serial
+from dualcalc import Activation, Dense, LayerNorm, Residual, derive, from_kernel, repeat, serial
 from dualcalc.parsing import q11, q12, q22
 
 RNG = np.random.default_rng(0)
@@ -78,11 +78,14 @@ def test_no_fusion():
     for net, rows, tol in (
         (deep(3, "gelu"), ROWS.astype(np.float32), None),  # norms matter
         (deep(3, "relu", 1.0, 0.1), ROWS.astype(np.float32), None),  # as biases do
+        (deep(1, "tanh"), ROWS.astype(np.float32), None),
+        (serial(Dense(), Activation(from_kernel(lambda q12, q11, q22: q12 + q12**2))), ROWS.astype(np.float32), None),
         (deep(3, "relu"), ROWS, None),  # float64 is exact unless a tolerance is given
         (deep(3, "relu"), ROWS.astype(np.float32), 0),
         (deep(3, "relu"), ROWS.astype(np.float32), 1e-12),  # beyond float32
     ):
         assert net.fusion(rows, tol=tol) is None
+    close([deep(1, "tanh")(ROWS.astype(np.float32))], [deep(1, "tanh")(ROWS)], 1e-5)
     zero = np.concatenate([ROWS, np.zeros((1, 9))]).astype(np.float32)
     assert (deep(3, "relu")(zero)[-1] == 0).all()
 
