@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # JAX on the CPU preallocates nothing and needs no network; two workers fit two cores.
 WORKERS ?= 2
 
-.PHONY: install demo test test-slow test-torch test-peer lint bench bench-peer bench-networks oracle clean
+.PHONY: install demo test test-slow test-torch test-wheel test-peer lint bench bench-peer bench-networks oracle clean
 
 install: $(STAMP)
 
@@ -35,6 +35,14 @@ test-torch: .venv-torch/.installed
 	.venv-torch/bin/python -m pip install --quiet 'torch==2.13.0'
 	.venv-torch/bin/python -m pip install --quiet --editable '.[test]'
 	touch $@
+
+# A wheel in an empty environment, outside the repository: what a user of the package has.
+test-wheel: $(STAMP)
+	rm -rf build/wheel && mkdir -p build/wheel/elsewhere
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet build/wheel/dualcalc-*.whl
+	cd build/wheel/elsewhere && ../venv/bin/dualcalc catalog list && ../venv/bin/dualcalc catalog verify
 
 test-peer: $(STAMP) .venv-peer/.installed
 	$(BIN)/python -m pytest -m peer

@@ -1023,8 +1023,8 @@ def kernel(
 
         if any(z is not None and z.dtype == np.float64 for z in (X, Y)):
             jax.config.update("jax_enable_x64", True)
-        values = np.asarray(_network(layers, **_given(tol=tol, norms=norms))(X, Y, get=get))
-    write_file(output, lambda file: np.save(file, values), force)
+        net = _network(layers, **_given(tol=tol, norms=norms))
+        values = net(X, Y, get=get, out=output, overwrite=force)
     seconds = time.perf_counter() - start
     if as_json:
         shape, dtype = list(values.shape), str(values.dtype)
