@@ -739,6 +739,8 @@ AT_COVARIANCE = '''def at_covariance(member):
 
     return at'''
 
+AT_COVARIANCE_TORCH = AT_COVARIANCE.replace('        with xp.errstate(all="ignore"):\n', "").replace(12 * " ", 8 * " ")
+
 INTEGRATED = '''def integrated(slope, mean, q12, q11, q22, delta, *parameters):
     """E[s(u)] E[s(v)] + the integral of E[s'(u) s'(v)] over the covariance from 0 to q12.
 
@@ -861,7 +863,7 @@ TWINS: dict[str, dict[str, str]] = {
     "angle": dict.fromkeys(("numpy", "numba", "torch"), ANGLE),
     "split": {"numpy": VELTKAMP, "numba": VELTKAMP, "torch": VELTKAMP},
     "erf": {"numpy": "erf = erf_series", "numba": "def erf(x):\n    return math.erf(x)", "torch": "erf = xp.erf"},
-    "at_covariance": {"numpy": AT_COVARIANCE},
+    "at_covariance": {"numpy": AT_COVARIANCE, "torch": AT_COVARIANCE_TORCH},
     "integrated": dict.fromkeys(("numpy", "numba", "torch"), INTEGRATED),
     "mean_by_curvature": dict.fromkeys(("numpy", "numba", "torch"), MEAN_BY_CURVATURE),
     "by_norm": {"numpy": BY_NORM, "numba": BY_NORM_SCALAR, "torch": BY_NORM},
