@@ -75,15 +75,8 @@ def _did_you_mean(word: object, known: Any) -> str:
 
 
 HINTS = {"target": "; dc.emit takes a target"}
-KEYWORDS = (
-    "norm",
-    "norms",
-    "tol",
-    "degree",
-    "certified",
-    "symbolic",
-    "assume",
-)  # of functions that take parameters too
+# Of functions that take parameters too.
+KEYWORDS = ("norm", "norms", "tol", "degree", "certified", "symbolic", "assume")
 
 
 def no_parameter(what: object, name: str, known: Any) -> ValueError:

@@ -178,7 +178,7 @@ class Layer:
         return after
 
     def homogeneity(self, degree: int | None) -> int | None:
-        """The degree in the norms after the layer, given that before it; None where there is none."""
+        """The degree in the norms after the layer, given that before it (0: norms do not matter); None: there is none."""
         return degree
 
     def act(self, state: State, q11: Array, q22: Array) -> State:
@@ -244,7 +244,7 @@ class Affine(Layer):
         return Place(place.shape, gaussian=True, fresh=True)
 
     def homogeneity(self, degree):
-        return degree if known_true(jnp.asarray(self.b_std) == 0) else None
+        return degree if degree == 0 or known_true(jnp.asarray(self.b_std) == 0) else None
 
     def affine(self, summed: State) -> State:
         """q' = W_std^2 q + b_std^2, Theta' = q' + W_std^2 Theta, in the precision of q."""
@@ -409,7 +409,7 @@ class Activation(Layer):
 
     def homogeneity(self, degree):
         own = self.fns.dual.homogeneity if self.fns.method in ("closed form", "given kernel") else None
-        return None if degree is None or own is None else own * degree
+        return degree if not degree else None if own is None else own * degree
 
     def apply(self, weights, x):
         return self.fns.activation(x, **self.arguments)
@@ -458,7 +458,7 @@ class LayerNorm(Layer):
     sqrt(q11 q22). Zero rows stay zero."""
 
     def homogeneity(self, degree):
-        return 0
+        return None if degree is None else 0
 
     def act(self, state: State, q11: Array, q22: Array) -> State:
         zero = (q11 == 0) | (q22 == 0)
@@ -738,7 +738,7 @@ class Network(Layer):
         else:
             near = X.ndim == 2 and X.dtype == jnp.float32
             arrays = [np.asarray(Z) for Z, _ in points]
-            function, left, right = self._fused(names, points, tol, near) or (
+            function, left, right = self._fused(names, [Z for Z, _ in points], tol, near) or (
                 Partial(_tile(names, near), self),
                 points[0],
                 points[-1],
@@ -752,7 +752,7 @@ class Network(Layer):
                 overwrite=overwrite,
                 tile=tile,
                 memory=memory,
-                bytes_per_pair=self._bytes_per_pair(X, len(names)),
+                bytes_per_pair=self._bytes_per_pair(X),
                 progress=progress,
                 devices=devices,
                 mend=partial(self._mended, names, arrays[0], arrays[-1]) if near else None,
@@ -763,56 +763,50 @@ class Network(Layer):
     def fusion(self, X, Y=None, get: str | tuple[str, ...] = "ntk", tol: float | None = None) -> fusion.Fused | None:
         """The polynomials that a call with these arguments takes (degree and error are on them), None for recursion."""
         X, Y = self._inputs(X, Y)
-        sides = [jnp.einsum("nd,nd->n", Z, Z, precision="highest") / Z.shape[1] for Z in (X, Y) if Z is not None]
-        found = None if X.ndim == 4 else self._path(_names(get), sides, X.dtype, tol)
-        return None if found is None else found[0]
+        return self._path(_names(get), [Z for Z in (X, Y) if Z is not None], tol)[0]
 
-    def _path(self, names, variances: list[Array], dtype, tol: float | None):
-        """(polynomials of c at a fixed norm, degree of the network in the norms), or None where norms matter."""
-        eps = float(jnp.finfo(dtype).eps)
-        tol = (4 * eps if dtype == jnp.float32 else 0.0) if tol is None else tol
-        if not tol > 0:
-            return None
+    def _path(self, names, sides: list[Array], tol: float | None):
+        """Polynomials of c at a fixed norm, the degree of the network in the norms, the variances of either side; None
+        for the polynomials where norms matter or there is no tolerance."""
+        eps, single = float(jnp.finfo(sides[0].dtype).eps), sides[0].dtype == jnp.float32
+        tol = (4 * eps if single else 0.0) if tol is None else tol
+        if sides[0].ndim == 4 or not tol > 0:
+            return None, 0, []
+        variances = [jnp.einsum("nd,nd->n", Z, Z, precision="highest") / Z.shape[1] for Z in sides]
         low, high = (float(f([f(q) for q in map(np.asarray, variances)])) for f in (np.min, np.max))
-        degree = self.homogeneity(1)
+        degree, q = self.homogeneity(1), 1.0
         if degree is None and high - low <= 8 * eps * high:
             degree, q = 0, high
-        elif degree is not None and (degree > 0 or low > 0):
-            q = 1.0
-        else:
-            return None
+        elif degree is None or (degree == 0 and low == 0):
+            return None, 0, variances
         leaves, structure = jax.tree.flatten(self)
-        found = _polynomials(structure, tuple(map(float, leaves)), names, q, dtype, tol)
-        return None if found is None else (found, degree)
+        return _polynomials(structure, tuple(map(float, leaves)), names, q, sides[0].dtype, tol), degree, variances
 
     def _mended(self, names, X: np.ndarray, Y: np.ndarray, i: np.ndarray, j: np.ndarray) -> list[np.ndarray]:
         """The kernels of nearly parallel pairs (X[i], Y[j]) in float64, from the differences of the rows."""
-        x, y = X[i].astype(np.float64), Y[j].astype(np.float64)
-        sign = np.sign(np.einsum("nd,nd->n", x, y))
         square = lambda z: np.einsum("nd,nd->n", z, z) / z.shape[1]  # noqa: E731
-        q11, q22, gap = square(x), square(y), square(x - sign[:, None] * y)
-        pairs = np.stack([sign * ((q11 + q22) - gap) / 2, q11, q22])
+        step = max(2**21 // X.shape[1], 1)  # rows of 16 MB
+        pairs = []
+        for start in range(0, len(i), step):
+            x, y = (Z[k[start : start + step]].astype(np.float64) for Z, k in ((X, i), (Y, j)))
+            sign = np.sign(np.einsum("nd,nd->n", x, y))
+            q11, q22, gap = square(x), square(y), square(x - sign[:, None] * y)
+            pairs.append(np.stack([sign * ((q11 + q22) - gap) / 2, q11, q22]))
         count = 1 << max(6, (len(i) - 1).bit_length())  # few shapes, so that little is compiled
+        padded = np.pad(np.concatenate(pairs, axis=1), ((0, 0), (0, count - len(i))), mode="edge")
         with _double():
             doubled = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), self)
-            kernels = _one_by_one(
-                names, doubled, jnp.asarray(np.pad(pairs, ((0, 0), (0, count - len(i))), mode="edge"))
-            )
-            return [np.asarray(kernel)[: len(i)] for kernel in kernels]
+            return [np.asarray(kernel)[: len(i)] for kernel in _one_by_one(names, doubled, jnp.asarray(padded))]
 
-    def _fused(self, names, points, tol: float | None, near: bool):
+    def _fused(self, names, sides: list[Array], tol: float | None, near: bool):
         """The arguments for `gram.compute` of depth fusion, or None."""
-        if points[0][0].ndim == 4:
+        found, degree, variances = self._path(names, sides, tol)
+        if found is None:
             return None
-        variances = [jnp.einsum("nd,nd->n", Z, Z, precision="highest") / Z.shape[1] for Z, _ in points]
-        path = self._path(names, variances, points[0][0].dtype, tol)
-        if path is None:
-            return None
-        found, degree = path
-        sides = [(Z, q) for (Z, _), q in zip(points, variances, strict=True)]
-        return Partial(_fused_tile(degree, near), found.coefficients), sides[0], sides[-1]
+        points = list(zip(sides, variances, strict=True))
+        return Partial(_fused_tile(degree, near), found.coefficients), points[0], points[-1]
 
-    def _bytes_per_pair(self, X: Array, kernels: int) -> int:
+    def _bytes_per_pair(self, X: Array) -> int:
         """What a pair takes while its tile is computed: some arrays of the size of the largest state."""
         pixels = int(np.prod(X.shape[1:-1]))
         return 8 * X.dtype.itemsize * (pixels**2 if X.ndim == 4 and self.needs_pairs(False) else pixels)
@@ -824,11 +818,7 @@ class Network(Layer):
         if not isinstance(end, Place) or end.shape:
             came = "branches" if not isinstance(end, Place) else f"images {end.shape}"
             last = "FanInSum()" if not isinstance(end, Place) else "Flatten() or GlobalAvgPool()"
-            hint = (
-                ""
-                if not X.shape[1:-1] or isinstance(end, tuple)
-                else f"; for vectors, reshape X to ({len(X)}, {X[0].size})"
-            )
+            hint = f"; for vectors, reshape X to ({len(X)}, {X[0].size})" if isinstance(end, Place) else ""
             raise ValueError(f"the network ends in {came}; a kernel needs one vector per point: append {last}{hint}")
         if Y is None:
             return X, None
@@ -841,7 +831,7 @@ class Network(Layer):
 
     def _variances(self, X: Array, ntk: bool, name: str, memory: int | None = None) -> tuple[Any, State]:
         """The diagonal pass: the traces, and the state (n,) at the end; ValueError where a row leaves a domain."""
-        step = len(X) if X.ndim == 2 else max((memory or 2**29) // self._bytes_per_pair(X, 1), 1)
+        step = len(X) if X.ndim == 2 else max((memory or 2**29) // self._bytes_per_pair(X), 1)
         parts = [_diagonal(self, X[i : i + step], ntk) for i in range(0, len(X), step)]
         trace, end = parts[0] if len(parts) == 1 else jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
         for label, layer, part in self.leaves(trace, "") if known_true(_any_bad(trace)) else ():

@@ -52,6 +52,10 @@ FUSED = {
     "homogeneous": (lambda: deep(3, "relu", 1.3), ROWS),
     "squared": (lambda: deep(2, "squared_relu"), ROWS),
     "residual": (lambda: serial(Dense(), Residual(Activation("relu"), Dense(1.1)), Activation("abs"), Dense()), ROWS),
+    "norms that LayerNorm removes": (
+        lambda: serial(Dense(1.3), LayerNorm(), Activation("gelu"), Dense(1.2, 0.3), Activation("erf"), Dense()),
+        ROWS * np.geomspace(0.1, 10, 12)[:, None],
+    ),
     "one norm": (lambda: deep(3, "gelu", 1.5, 0.1), UNIT),
     "LayerNorm": (lambda: serial(Dense(1.5), Activation("erf"), Dense(), LayerNorm(), Activation("gelu")), UNIT),
     "depth 20": (lambda: deep(20, "relu", 2**0.5), ROWS),
@@ -78,6 +82,11 @@ def test_no_fusion():
     for net, rows, tol in (
         (deep(3, "gelu"), ROWS.astype(np.float32), None),  # norms matter
         (deep(3, "relu", 1.0, 0.1), ROWS.astype(np.float32), None),  # as biases do
+        (
+            serial(Dense(1.5, 0.5), LayerNorm(), Activation("relu"), Dense()),
+            ROWS.astype(np.float32),
+            None,
+        ),  # a bias first
         (deep(1, "tanh"), ROWS.astype(np.float32), None),
         (serial(Dense(), Activation(from_kernel(lambda q12, q11, q22: q12 + q12**2))), ROWS.astype(np.float32), None),
         (deep(3, "relu"), ROWS, None),  # float64 is exact unless a tolerance is given
@@ -113,6 +122,15 @@ def test_depth_200_in_float32(name):
     kernel = net(rows, rows * np.float32([1, -1]))
     assert kernel.dtype == np.float32
     assert np.allclose(np.diag(kernel), expected, rtol=1e-5, atol=0), np.diag(kernel) / expected - 1
+
+
+def test_a_bias_before_a_layer_norm():
+    """The norms are gone after LayerNorm, but the directions remember them: x and b had their share."""
+    net, rows = (
+        serial(Dense(1.5, 0.5), LayerNorm(), Activation("relu"), Dense()),
+        ROWS * np.geomspace(0.1, 10, 12)[:, None],
+    )
+    close([net(rows.astype(np.float32))], [net(rows)], 2e-6)
 
 
 def test_nearly_parallel_rows():
