@@ -955,7 +955,8 @@ def read_network(text: str) -> list[LayerText]:
 
 
 def _network(layers: list[LayerText], **approximation: Any) -> Any:
-    from dualcalc.networks import Activation, Dense, serial
+    from dualcalc.layers import Activation, Dense
+    from dualcalc.networks import serial
 
     built: list[Any] = []
     for layer in layers:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .networks import Activation, Affine, Dense, Layer, Network, Place, State, pytree, serial
+from .layers import Activation, Affine, Dense, Layer, Place, State, pytree
+from .networks import Network, serial
 
 PADDINGS = ("SAME", "VALID", "CIRCULAR")
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .networks import Network, Place, _names, _result
+from .layers import Place
+from .networks import Network, _names, _result
 
 OUTPUTS = 4
 """So many outputs, drawn anew for every sample, give its NTK: outputs differ less than samples, and cost as much."""

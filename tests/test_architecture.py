@@ -11,13 +11,13 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "dualcalc"
 ORDER = (
     "runtime catalog parsing rational atoms gaussian dual balls pieces certified quadrature expansions bounds"
-    " mixtures tables approximate printing codegen verify gram fusion networks conv finite inference sketch estimators"
-    " plots"
+    " mixtures tables approximate printing codegen verify gram fusion layers networks conv finite inference"
+    " sketch estimators plots"
 ).split()
 EXEMPT = {"__init__", "__main__", "cli", "demo"}
 SYMBOLIC = {"parsing", "rational", "atoms", "gaussian", "dual", "balls", "pieces", "certified", "quadrature"}
 SYMBOLIC |= {"expansions", "bounds", "mixtures", "tables", "approximate", "printing", "verify"}
-NUMERIC = {"runtime", "gram", "fusion", "networks", "conv", "finite", "inference", "sketch", "estimators"}
+NUMERIC = {"runtime", "gram", "fusion", "layers", "networks", "conv", "finite", "inference", "sketch", "estimators"}
 FILES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
 PRIVATE = ("jax._src", "jax.core", "jax.interpreters", "jaxlib")
 EXECUTING = {

@@ -11,22 +11,8 @@ import pytest
 
 from dualcalc import from_kernel
 from dualcalc.conv import AvgPool, Conv, Flatten, GlobalAvgPool, myrtle
-from dualcalc.networks import (
-    Activation,
-    Dense,
-    Dropout,
-    FanInSum,
-    FanOut,
-    Identity,
-    LayerNorm,
-    Network,
-    Parallel,
-    Residual,
-    Scale,
-    parallel,
-    repeat,
-    serial,
-)
+from dualcalc.layers import Activation, Dense, Dropout, Identity, LayerNorm, Scale
+from dualcalc.networks import FanInSum, FanOut, Network, Parallel, Residual, parallel, repeat, serial
 
 from .test_finite import deviations
 

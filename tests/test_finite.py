@@ -8,7 +8,8 @@ import pytest
 from dualcalc import from_kernel
 from dualcalc.conv import Conv, Flatten
 from dualcalc.finite import monte_carlo
-from dualcalc.networks import Activation, Dense, Dropout, LayerNorm, Residual, serial
+from dualcalc.layers import Activation, Dense, Dropout, LayerNorm
+from dualcalc.networks import Residual, serial
 
 RNG = np.random.default_rng(5)
 X, Y = RNG.standard_normal((3, 4)), RNG.standard_normal((2, 4))

@@ -14,7 +14,8 @@ from dualcalc.inference import (
     log_marginal_likelihood,
     posterior,
 )
-from dualcalc.networks import Activation, Dense, serial
+from dualcalc.layers import Activation, Dense
+from dualcalc.networks import serial
 
 RNG = np.random.default_rng(3)
 X, X_TEST, Y = RNG.standard_normal((6, 3)), RNG.standard_normal((4, 3)), RNG.standard_normal((6, 2))

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from dualcalc import NoClosedForm, derive, from_kernel
-from dualcalc.networks import Activation, Dense, serial
+from dualcalc.layers import Activation, Dense
+from dualcalc.networks import serial
 
 DATA = json.loads((Path(__file__).parent / "data" / "networks.json").read_text())
 X, Y = (np.array(DATA["inputs"][name]) for name in "XY")
