@@ -12,12 +12,13 @@ PACKAGE = Path(__file__).parents[1] / "dualcalc"
 ORDER = (
     "runtime catalog parsing rational atoms gaussian dual balls pieces certified quadrature expansions bounds"
     " mixtures tables approximate printing codegen verify gram fusion layers networks conv finite inference"
-    " sketch estimators plots"
+    " series sketch nystrom ridge estimators images plots"
 ).split()
 EXEMPT = {"__init__", "__main__", "cli", "demo"}
 SYMBOLIC = {"parsing", "rational", "atoms", "gaussian", "dual", "balls", "pieces", "certified", "quadrature"}
 SYMBOLIC |= {"expansions", "bounds", "mixtures", "tables", "approximate", "printing", "verify"}
-NUMERIC = {"runtime", "gram", "fusion", "layers", "networks", "conv", "finite", "inference", "sketch", "estimators"}
+NUMERIC = {"runtime", "gram", "fusion", "layers", "networks", "conv", "finite", "inference"}
+NUMERIC |= {"series", "sketch", "nystrom", "ridge", "estimators", "images"}
 FILES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
 PRIVATE = ("jax._src", "jax.core", "jax.interpreters", "jaxlib")
 EXECUTING = {
