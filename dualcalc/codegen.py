@@ -592,6 +592,25 @@ class Compiled:
         """s itself, `(t, **parameters)` in JAX; ValueError for a kernel whose activation is unknown."""
         return activation(self.dual)
 
+    def hermite(self, degree: int, norms: np.ndarray, **parameters) -> np.ndarray:
+        """chat_j of s at n norms, (n, degree + 1) in float64: `k = sum_j chat_j(a) chat_j(b) c^j` (`expansions.py`)."""
+        return expansions.hermite(self.dual, degree, norms, **parameters)
+
+    def complex_kernel(self) -> tuple[Callable, Callable]:
+        """k and kdot of a bare kernel `(q12, q11, q22, **parameters)` in JAX at complex q12, where both are analytic."""
+        import jax
+
+        kernel = self.dual.kernel
+        if callable(kernel) and not isinstance(kernel, sp.Basic):
+            return kernel, lambda q12, *q: jax.jvp(lambda z: kernel(z, *q), (q12,), (1.0 + 0 * q12,))[1]
+        names = [q12, q11, q22, *self.dual.parameters]
+        given = {symbol.name: float(value) for symbol, value in default_values(self.dual).items()}
+        k, kdot = (
+            lambda *q, f=sp.lambdify(names, e, modules="jax"), **parameters: f(*q, **{**given, **parameters})
+            for e in (self.dual.k, self.dual.kdot)
+        )
+        return k, kdot
+
     def __repr__(self) -> str:
         of = f"s(t) = {self.dual.activation}" if self.dual.activation is not None else "a kernel without activation"
         return f"Compiled({of}, method={self.method!r}, error_bound={tuple(self.error_bound)})"
