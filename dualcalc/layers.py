@@ -399,6 +399,13 @@ class Activation(Layer):
     def apply(self, weights, x):
         return self.fns.activation(x, **self.arguments)
 
+    def __reduce__(self):
+        """Pickled as it was written: generated code is compiled anew where it is read."""
+        return partial(Activation, self.formula.spec, **self.formula.fixed, **self.arguments), ()
+
+    def __deepcopy__(self, memo) -> Activation:
+        return self  # frozen
+
     def __repr__(self) -> str:
         given = {**self.formula.fixed, **self.arguments}
         return f"Activation({', '.join([_show(self.formula.spec), *(f'{n}={v!r}' for n, v in given.items())])})"
