@@ -597,7 +597,7 @@ class Compiled:
         return expansions.hermite(self.dual, degree, norms, **parameters)
 
     def complex_kernel(self) -> tuple[Callable, Callable]:
-        """k and kdot of a bare kernel `(q12, q11, q22, **parameters)` in JAX at complex q12, where both are analytic."""
+        """k and kdot of a bare kernel `(q12, q11, q22, **parameters)` in JAX at complex q12, where they are analytic."""
         import jax
 
         kernel = self.dual.kernel
@@ -605,11 +605,12 @@ class Compiled:
             return kernel, lambda q12, *q: jax.jvp(lambda z: kernel(z, *q), (q12,), (1.0 + 0 * q12,))[1]
         names = [q12, q11, q22, *self.dual.parameters]
         given = {symbol.name: float(value) for symbol, value in default_values(self.dual).items()}
-        k, kdot = (
-            lambda *q, f=sp.lambdify(names, e, modules="jax"), **parameters: f(*q, **{**given, **parameters})
-            for e in (self.dual.k, self.dual.kdot)
-        )
-        return k, kdot
+
+        def function(e: sp.Expr) -> Callable:
+            f = sp.lambdify(names, e, modules="jax")
+            return lambda *q, **parameters: f(*q, **{**given, **parameters})
+
+        return function(self.dual.k), function(self.dual.kdot)
 
     def __repr__(self) -> str:
         of = f"s(t) = {self.dual.activation}" if self.dual.activation is not None else "a kernel without activation"
