@@ -597,7 +597,7 @@ class Compiled:
         return expansions.hermite(self.dual, degree, norms, **parameters)
 
     def complex_kernel(self) -> tuple[Callable, Callable]:
-        """k and kdot of a bare kernel `(q12, q11, q22, **parameters)` in JAX at complex q12, where they are analytic."""
+        """k, kdot `(q12, q11, q22, **parameters)` of a bare kernel in JAX at complex q12, where both are analytic."""
         import jax
 
         kernel = self.dual.kernel
