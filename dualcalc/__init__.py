@@ -43,9 +43,12 @@ _HOMES = {
     "kernel_ridge": "inference",
     "gradient_flow": "inference",
     "log_marginal_likelihood": "inference",
+    "NTKFeatures": "estimators",
+    "NNGPFeatures": "estimators",
 }
 
-__all__ = sorted(_HOMES)
+# A star import must not need scikit-learn, which is an extra.
+__all__ = sorted(name for name, home in _HOMES.items() if home != "estimators")
 
 
 def __getattr__(name: str) -> Any:
@@ -57,4 +60,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*sorted(_HOMES), "__version__"]

@@ -1,4 +1,4 @@
-"""The command line: `dualcalc derive | compile | hermite | bound | plot | catalog | kernel`.
+"""The command line: `dualcalc derive | compile | hermite | bound | plot | catalog | kernel | features`.
 
 In a terminal it prints tables, trees and formulas in two dimensions; in a pipe plain text; with `--json` one JSON
 document. Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 a check failed, 2 bad input, 3 no
@@ -1033,3 +1033,83 @@ def kernel(
     else:
         rows, columns = values.shape
         click.echo(f"wrote {output}: {get} kernel, {rows} x {columns}, {values.dtype}, {seconds:.1f} s")
+
+
+# features ---------------------------------------------------------------------------------------------------------
+
+METHODS = ("sketch", "centred", "nystrom", "exact", "auto")  # features.METHODS for vectors; importing it imports JAX
+
+
+@main.command()
+@click.argument("network")
+@click.option("--data", type=PATH, required=True, help="Matrix (rows, features) as .npy.")
+@click.option("--get", type=click.Choice(["ntk", "nngp"]), default="ntk", show_default=True, help="Of which kernel.")
+@click.option("--components", type=click.IntRange(1), default=4096, show_default=True, help="Columns, at most.")
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="auto",
+    show_default=True,
+    help="auto measures the others on rows of the data, and says why it takes one.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed, the same features.")
+@TOL
+@NORMS
+@click.option("-o", "--output", type=PATH, required=True, help="File for the features, as .npy.")
+@CATALOG
+@FORCE
+@JSON
+@guarded
+def features(
+    network: str,
+    data: Path,
+    get: str,
+    components: int,
+    method: str,
+    seed: int,
+    tol: float | None,
+    norms: tuple[float, float] | None,
+    output: Path,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Features Z of the rows of a matrix, Z Z' ~ the kernel of NETWORK, such as "dense(1.5,0.1) gelu dense".
+
+    NETWORK is written as for the command kernel. The error is measured against the exact kernel on some of the rows.
+    """
+    layers = read_network(network)
+    _writable(output, force)
+    if output.exists() and data.exists() and data.samefile(output):
+        raise Failure(f"{output}: the data is read from there; choose another name for the features")
+    X = _matrix(data)
+    start = time.perf_counter()
+    with _working("computing features"):
+        import jax
+        import numpy as np
+
+        if X.dtype == np.float64:
+            jax.config.update("jax_enable_x64", True)
+        from dualcalc.features import Choice, choose, feature_error, feature_map
+
+        net = _network(layers, **_given(tol=tol, norms=norms))
+        auto = method == "auto"
+        choice = choose(net, X, components, get=get, random_state=seed) if auto else Choice(method, "as asked")
+        chosen = feature_map(net, X, components, choice.method, get=get, random_state=seed)
+        shape = len(X), chosen.n_components
+        error = feature_error(net, chosen, X, get=get, rows=256, random_state=seed).frobenius
+
+        def write(file: Any) -> None:
+            header = {"descr": np.lib.format.dtype_to_descr(X.dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for first in range(0, len(X), 4096):
+                file.write(np.asarray(chosen(X[first : first + 4096]), X.dtype).tobytes())
+
+        write_file(output, write, force)
+    seconds = time.perf_counter() - start
+    if as_json:
+        result: dict[str, Any] = {"file": str(output), "get": get, "method": choice.method, "reason": choice.reason}
+        result |= {"shape": list(shape), "dtype": str(X.dtype), "error": error, "seconds": round(seconds, 3)}
+        _print_json(result)
+    else:
+        click.echo(f"wrote {output}: {get} features, {shape[0]} x {shape[1]}, {X.dtype}, {seconds:.1f} s")
+        click.echo(f"{choice.method}: {choice.reason}; relative error {error:.2g}")
