@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
+import scipy.special
 from jax import Array
 from scipy.linalg import hadamard
 
@@ -27,18 +28,20 @@ MARGIN = 1.25
 """The range of norms is wider than that of the data by this factor on either side."""
 
 BATCH = 2**26  # bytes of the intermediate arrays of a batch of rows
+SAMPLE = 2000  # rows that a centre is made from
 LARGEST = 1024  # size of a Hadamard matrix
 
 
 # ---- the feature map ------------------------------------------------------------------------------------------------
 
 
-@pytree(leaves=("series", "projections"), static=("method", "d", "exact", "sketched", "normalize"))
+@pytree(leaves=("series", "centre", "projections"), static=("method", "d", "exact", "sketched", "normalize"))
 @dataclass(frozen=True, eq=False)
 class FeatureMap:
     """psi of rows (n, d), real, with psi(x).psi(y) ~ K(x, y). Build it with `sketch`.
 
     series        the power series of the kernel, with its error
+    centre        of method="centred"; else None
     projections   random arrays of the method
     d             features of a row
     exact         columns of the lowest degrees (0, and 1 where it fits), which are taken as they are
@@ -46,6 +49,7 @@ class FeatureMap:
     """
 
     series: Series
+    centre: Centre | None
     projections: Mapping[str, Any]
     method: str
     d: int
@@ -59,8 +63,10 @@ class FeatureMap:
 
     @property
     def error(self) -> float:
-        """Bounds |E psi(x).psi(y) - K(x, y)| over sqrt(K(x, x) K(y, y)): the error of the series."""
-        return self.series.error
+        """Bounds |E psi(x).psi(y) - K(x, y)| over sqrt(K(x, x) K(y, y)): the error of the series.
+
+        Of a centred map the data's own rows add what `Centre.loss` says."""
+        return self.series.error + (0.0 if self.centre is None else self.centre.loss)
 
     def __call__(self, X) -> Array:
         """Features (n, n_components) of rows (n, d), dense or scipy.sparse, in their precision.
@@ -126,6 +132,9 @@ def _combined(psi: FeatureMap, a: Array, x: Array, powers: Array) -> Array:
 
 def _concatenated(psi: FeatureMap, a: Array, x: Array, powers: Array | None) -> Array:
     V = psi.series(a)
+    if psi.centre is not None:
+        along = x @ psi.centre.direction.astype(x.dtype)
+        V, x = psi.centre(V, along), x - along[:, None] * psi.centre.direction.astype(x.dtype)[None]
     blocks = [V[:, 0, : psi.exact[0]]]
     if len(psi.exact) > 1:
         blocks.append((V[:, 1, : psi.exact[1] // psi.d, None] * x[:, None, :]).reshape(len(a), -1))
@@ -133,10 +142,75 @@ def _concatenated(psi: FeatureMap, a: Array, x: Array, powers: Array | None) -> 
         V = V * (jnp.arange(V.shape[1]) >= len(psi.exact))[None, :, None].astype(V.dtype)
         block = METHODS[psi.method].apply(psi.projections, V, x, powers)
         if psi.normalize:
-            size, own = (jnp.einsum("n...,n...->n", y, y) for y in (V.reshape(len(a), -1), block))
-            block = block * jnp.sqrt(jnp.where(own > 0, size / jnp.where(own > 0, own, 1), 0))[:, None]
+            squares = jnp.einsum("nd,nd->n", x, x)[:, None] ** np.arange(V.shape[1])[None, :]
+            exact, own = jnp.einsum("njr,njr,nj->n", V, V, squares), jnp.einsum("nm,nm->n", block, block)
+            block = block * jnp.sqrt(jnp.where(own > 0, exact / jnp.where(own > 0, own, 1), 0))[:, None]
         blocks.append(block)
     return jnp.concatenate(blocks, axis=1)
+
+
+# ---- centring -------------------------------------------------------------------------------------------------------
+
+
+@pytree(leaves=("direction", "basis"), static=("loss",))
+@dataclass(frozen=True, eq=False)
+class Centre:
+    """The series around the mean direction u of data: x = alpha u + w, c = alpha alpha' + w.w', in powers of w.w'.
+
+    Degree i has the features sqrt(C(j, i)) alpha^(j-i) V_j, j >= i, of which the data need few combinations.
+
+    direction   u, (d,)
+    basis       (p + 1, p + 1, r, s): sqrt(C(j, i)) times the combinations s of (j, r), for each i
+    loss        the largest share of K(x, x) that the combinations miss on the data
+    """
+
+    direction: np.ndarray
+    basis: np.ndarray
+    loss: float
+
+    @property
+    def ranks(self) -> np.ndarray:
+        return (self.basis != 0).any(axis=(1, 2)).sum(axis=1)
+
+    def __call__(self, V: Array, along: Array) -> Array:
+        """Coefficients (n, p + 1, s) of degrees of w, from those of degrees of x and alpha = x.u (n,)."""
+        i = np.arange(V.shape[1])
+        powers = along[:, None, None] ** np.maximum(i[None, None, :] - i[None, :, None], 0)
+        return jnp.einsum("nij,njr,ijrs->nis", powers, V, self.basis.astype(V.dtype), precision="highest")
+
+
+def _centre(found: Series, a: np.ndarray, x: np.ndarray, tol: float) -> Centre:
+    """Of unit rows (n, d) with norms a: by principal components of the features of every degree."""
+    mean = x.mean(axis=0)
+    length = np.linalg.norm(mean)
+    direction = mean / length if length > 0 else mean
+    along = x @ direction
+    across = np.sqrt(np.maximum(np.einsum("nd,nd->n", x, x) - along**2, 0))
+    V = np.asarray(found(jnp.asarray(a)), float)
+    size = np.einsum("njr,njr->n", V, V)
+    V, count = V / np.sqrt(np.where(size > 0, size, 1))[:, None, None], found.degree + 1
+    vectors, masses, roots = [], [], []
+    for i in range(count):
+        j = np.arange(count)
+        root = np.sqrt(scipy.special.binom(j, i))
+        features = V * (root * along[:, None] ** np.maximum(j - i, 0))[:, :, None] * across[:, None, None] ** i
+        flat = features.reshape(len(V), -1)
+        components = np.linalg.svd(flat, full_matrices=False)[2].T
+        vectors.append(components)
+        masses.append(np.square(flat @ components).max(axis=0))
+        roots.append(root)
+    flat_masses = np.concatenate(masses)
+    order = np.argsort(flat_masses)
+    small = np.zeros(len(order), bool)
+    dropped = np.cumsum(flat_masses[order])
+    small[order] = dropped <= tol
+    keep = np.split(~small, np.cumsum([len(m) for m in masses])[:-1])
+    basis = np.zeros((count, V.shape[1] * V.shape[2], max(1, max(k.sum() for k in keep))))
+    for i in range(count):
+        chosen = vectors[i][:, keep[i]]
+        basis[i, :, : chosen.shape[1]] = chosen
+    basis = basis.reshape(count, *V.shape[1:], -1) * np.array(roots)[:, :, None, None]
+    return Centre(direction, basis, float(dropped[dropped <= tol].max(initial=0.0)))
 
 
 # ---- Sketched Horner ------------------------------------------------------------------------------------------------
@@ -220,7 +294,8 @@ def _apply_horner(projections, V: Array, x: Array, powers: Array | None) -> Arra
     return (psi + jnp.einsum("nr,rij->nij", V[:, 0], spread)).reshape(n, -1)
 
 
-METHODS: Mapping[str, Method] = {"horner": Method(_draw_horner, _apply_horner, _horner_width)}
+_HORNER = Method(_draw_horner, _apply_horner, _horner_width)
+METHODS: Mapping[str, Method] = {"horner": _HORNER, "centred": _HORNER}
 
 
 # ---- building -------------------------------------------------------------------------------------------------------
@@ -243,7 +318,8 @@ def sketch(
 
     X              rows (n, d), dense or scipy.sparse: d, and the range of the norms, are taken from them
     get            "nngp" or "ntk"
-    method         "horner"
+    method         "horner": oblivious Sketched Horner, one sketch of fixed shape for all degrees
+                   "centred": the same around the mean direction of X: for data whose rows are alike
     random_state   an integer, or a NumPy Generator: the same seed and precision give the same features to the bit
     degree, tol    of the series: see `series.series`. The error of the sketch itself falls as 1/sqrt(n_components)
     norms          (least, greatest) |x|/sqrt(d) of all rows to come; from X, with a margin of 25 %, if not given.
@@ -257,7 +333,8 @@ def sketch(
         raise ValueError(f"n_components={n_components!r} came; a positive integer was expected")
     X = _rows(X)
     found = series(net, _range(X) if norms is None else norms, get, tol=tol, degree=degree)
-    ranks, d = found.ranks, X.shape[1]
+    centre = _centre(found, *_unit(X), tol / 10) if method == "centred" else None
+    ranks, d = found.ranks if centre is None else centre.ranks, X.shape[1]
     exact: tuple[int, ...] = (int(ranks[0]),)
     if len(ranks) > 1 and ranks[0] + ranks[1] * d <= n_components:
         exact = (int(ranks[0]), int(ranks[1]) * d)
@@ -273,7 +350,7 @@ def sketch(
     kind = X.dtype if scipy.sparse.issparse(X) else np.int8
     projections["leaves"] = projections["leaves"].astype(kind)
     projections = jax.tree.map(jnp.asarray, projections)
-    return FeatureMap(found, projections, method, d, exact, columns, normalize)
+    return FeatureMap(found, centre, projections, method, d, exact, columns, normalize)
 
 
 def _rows(X):
@@ -294,6 +371,13 @@ def _norms(X) -> np.ndarray:
     """|x|/sqrt(d), (n,), in the precision of the rows."""
     squares = (X * X).sum(axis=1) if scipy.sparse.issparse(X) else jnp.einsum("nd,nd->n", X, X, precision="highest")
     return np.sqrt(np.asarray(squares) / X.shape[1])
+
+
+def _unit(X) -> tuple[np.ndarray, np.ndarray]:
+    """Norms (n,) and unit rows (n, d) of at most SAMPLE rows."""
+    rows = X[:: -(-X.shape[0] // SAMPLE)]
+    a, x = _norms(rows), np.asarray(rows.toarray() if scipy.sparse.issparse(rows) else rows)
+    return a, x / np.where(a == 0, 1, a)[:, None] / math.sqrt(X.shape[1])
 
 
 def _range(X) -> tuple[float, float]:
