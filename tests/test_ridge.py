@@ -8,7 +8,7 @@ from dualcalc.ridge import RIDGES, RidgeStream
 
 RNG = np.random.default_rng(5)
 PATH = np.logspace(-3, 3, 7)
-CASES = {"more rows": (200, 30), "more features": (30, 50), "as many": (40, 40)}
+CASES = {"more rows": (200, 30), "more features": (30, 50), "many more": (30, 90), "as many": (40, 40)}
 
 
 def problem(n, d, mean=100.0):
@@ -30,7 +30,7 @@ def close(a, b, bound):
 @pytest.mark.parametrize("intercept", [True, False])
 @pytest.mark.parametrize("case", CASES)
 def test_fits_are_those_of_scikit_learn(case, intercept):
-    Z, y = problem(*CASES[case])
+    Z, y = problem(*CASES[case], mean=100.0 * intercept)  # a mean that stays costs its square in condition
     path = stream(Z, y, intercept=intercept).solve(PATH)
     for row, ridge in enumerate(PATH):
         expected = Ridge(alpha=ridge, fit_intercept=intercept, solver="svd").fit(Z, y)
