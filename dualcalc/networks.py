@@ -7,6 +7,7 @@ sequences of them are here. `finite.py` samples networks of finite width.
 
 from __future__ import annotations
 
+import math
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -230,9 +231,10 @@ class Network(Layer):
                integers are taken as floats. Without Y the pairs of X: exactly symmetric, the diagonal from k(q, q, q)
                and kdot(q, q, q)
         get    "nngp", "ntk", or a tuple of them, which gives a named tuple in that order
-        tol    of depth fusion, which takes the place of the recursion where the rows have one norm or the network is
-               homogeneous (`fusion.py`): its largest error over the largest entry. 4 eps in float32 if not given; 0,
-               and float64 if nothing is given, is the recursion
+        tol    of depth fusion (`fusion.py`), one polynomial in place of the recursion: its largest error over
+               sqrt(K(x, x) K(y, y)). If not given: 8 eps in float32, where rows have one norm, or the network is
+               homogeneous, or pairs are many and the activations smooth. 0, and float64 if nothing is given, is the
+               recursion
         out, overwrite, tile, memory, progress, devices   of the tiles: see `gram.compute`. With `out`, paths of `.npy`
                files, the result is memory-mapped; without, JAX arrays. While JAX traces there are no tiles
         Raises NoClosedForm for the NTK of an activation that jumps, ValueError for layers that cannot follow each
@@ -280,18 +282,26 @@ class Network(Layer):
         """Polynomials of c at a fixed norm, the degree of the network in the norms, the variances of either side; None
         for the polynomials where norms matter or there is no tolerance."""
         eps, single = float(jnp.finfo(sides[0].dtype).eps), sides[0].dtype == jnp.float32
-        tol = (4 * eps if single else 0.0) if tol is None else tol
+        large = tol is not None or len(sides[0]) * len(sides[-1]) >= MANY
+        tol = (8 * eps if single else 0.0) if tol is None else tol
         if sides[0].ndim == 4 or not tol > 0:
             return None, 0, []
         variances = [jnp.einsum("nd,nd->n", Z, Z, precision="highest") / Z.shape[1] for Z in sides]
         low, high = (float(f([f(q) for q in map(np.asarray, variances)])) for f in (np.min, np.max))
-        degree, q = self.homogeneity(1), 1.0
+        degree = self.homogeneity(1)
         if degree is None and high - low <= 8 * eps * high:
-            degree, q = 0, high
-        elif degree is None or (degree == 0 and low == 0):
+            degree, low = 0, high
+        elif degree is not None:
+            if degree == 0 and low == 0:
+                return None, 0, variances
+            low = high = 1.0
+        elif not large or not 0 < low * WIDEST >= high:
             return None, 0, variances
+        else:  # few ranges, so that the polynomials of one call serve another
+            degree, low, high = 0, 2 ** (math.floor(2 * math.log2(low)) / 2), 2 ** (math.ceil(2 * math.log2(high)) / 2)
         leaves, structure = jax.tree.flatten(self)
-        return _polynomials(structure, tuple(map(float, leaves)), names, q, sides[0].dtype, tol), degree, variances
+        found = _polynomials(structure, tuple(map(float, leaves)), names, low, high, sides[0].dtype, tol)
+        return found, degree, variances
 
     def _mended(self, names, X: np.ndarray, Y: np.ndarray, i: np.ndarray, j: np.ndarray) -> list[np.ndarray]:
         """The kernels of nearly parallel pairs (X[i], Y[j]) in float64, from the differences of the rows."""
@@ -303,19 +313,22 @@ class Network(Layer):
             sign = np.sign(np.einsum("nd,nd->n", x, y))
             q11, q22, gap = square(x), square(y), square(x - sign[:, None] * y)
             pairs.append(np.stack([sign * ((q11 + q22) - gap) / 2, q11, q22]))
-        count = 1 << max(6, (len(i) - 1).bit_length())  # few shapes, so that little is compiled
-        padded = np.pad(np.concatenate(pairs, axis=1), ((0, 0), (0, count - len(i))), mode="edge")
         with _double():
             doubled = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), self)
-            return [np.asarray(kernel)[: len(i)] for kernel in _one_by_one(names, doubled, jnp.asarray(padded))]
+            return _recursion(names, doubled, np.concatenate(pairs, axis=1))
 
     def _fused(self, names, sides: list[Array], tol: float | None, near: bool):
         """The arguments for `gram.compute` of depth fusion, or None."""
         found, degree, variances = self._path(names, sides, tol)
         if found is None:
             return None
-        points = list(zip(sides, variances, strict=True))
-        return Partial(_fused_tile(degree, near), found.coefficients), points[0], points[-1]
+        dtype = sides[0].dtype
+        points = [
+            (Z, q, tuple(F.astype(dtype) for F in found.factors(np.asarray(q, float))))
+            for Z, q in zip(sides, variances, strict=True)
+        ]
+        signs = tuple(jnp.asarray(s, dtype) for s in found.signs())
+        return Partial(_fused_tile(degree, found.ranks, near), signs), points[0], points[-1]
 
     def _bytes_per_pair(self, X: Array) -> int:
         """What a pair takes while its tile is computed: some arrays of the size of the largest state."""
@@ -576,44 +589,62 @@ def _tile(names: tuple[str, ...], near: bool = False) -> Callable:
     return tile
 
 
+MANY = 2**18
+"""So many pairs, or more, are worth polynomials in the norms where no tolerance is given."""
+
+WIDEST = 2.0**10
+"""The largest ratio of variances for polynomials in the norms."""
+
+
 @lru_cache
-def _fused_tile(degree: int, near: bool) -> Callable:
-    """The same for polynomials of the cosine, of a network of this degree in the norms."""
+def _fused_tile(degree: int, ranks, near: bool) -> Callable:
+    """The same for polynomials of the angle; `degree` in the norms, where they matter no further."""
 
     @jax.jit
-    def tile(coefficients: fusion.Coefficients, rows, columns) -> tuple[Array, ...]:
-        (X, q11), (Y, q22) = rows, columns
+    def tile(signs: tuple[Array, ...], rows, columns) -> tuple[Array, ...]:
+        (X, q11, left), (Y, q22, right) = rows, columns
         a, b = (jnp.where(q == 0, 0.0, jax.lax.rsqrt(q)) for q in (q11, q22))
         c = jnp.matmul(X, Y.T, precision="highest") * (a[:, None] * b[None, :] / X.shape[1])
         scale = jnp.power(q11, degree / 2)[:, None] * jnp.power(q22, degree / 2)[None, :] if degree else 1.0
-        kernels = tuple(scale * kernel for kernel in fusion.evaluate(coefficients, jnp.clip(c, -1, 1)))
+        y, nothing = fusion.angle_of(jnp.clip(c, -1, 1)), (None,) * len(signs)
+        parts = zip(ranks or nothing, signs, left or nothing, right or nothing, strict=True)
+        kernels = tuple(scale * fusion.series(fusion.terms(*part), y) for part in parts)
         return (*kernels, jnp.abs(c) > 1 - NEAR) if near else kernels
 
     return tile
 
 
 @lru_cache(maxsize=64)
-def _polynomials(structure, numbers: tuple[float, ...], names, q: float, dtype, tol: float) -> fusion.Fused | None:
-    """Of the network of this structure and these numbers, along inputs of variance q."""
+def _polynomials(structure, numbers: tuple[float, ...], names, low, high, dtype, tol: float) -> fusion.Fused | None:
+    """Of the network of this structure and these numbers, for inputs of these variances."""
     with _double():
         network = jax.tree.unflatten(structure, map(np.float64, numbers))
-        return fusion.fuse(lambda c: _along(names, network, q, c), dtype, tol)
+        return fusion.fuse(partial(_sampled, names, network), low, high, dtype, tol)
 
 
-def _along(names: tuple[str, ...], network: Network, q: float, c: np.ndarray) -> list[np.ndarray]:
-    """The kernels of inputs of variance q at the cosines c, by recursion in float64."""
-    padded = np.resize(c, max(256, len(c)))  # one shape: compiled once
-    return [
-        np.asarray(kernel)[: len(c)] for kernel in _recursion(names, network, jnp.asarray([q]), jnp.asarray(padded))
-    ]
+def _sampled(names: tuple[str, ...], network: Network, q: np.ndarray, c: np.ndarray) -> list[np.ndarray]:
+    """The kernels (p, p, n) of inputs of variances q (p,) at the cosines c (n,), by recursion in float64."""
+    i, j = np.triu_indices(len(q))
+    pairs = np.stack(np.broadcast_arrays(np.sqrt(q[i] * q[j])[:, None] * c, q[i][:, None], q[j][:, None]))
+    kernels = []
+    for values in _recursion(names, network, pairs.reshape(3, -1)):
+        full = np.empty((len(q), len(q), len(c)))
+        full[i, j] = full[j, i] = values.reshape(len(i), len(c))
+        kernels.append(full)
+    return kernels
 
 
-@partial(jax.jit, static_argnames="names")
-def _recursion(names, network: Network, q: Array, c: Array) -> tuple[Array, ...]:
-    theta = 0.0 if "ntk" in names else None
-    _, trace = network.diagonal(State(q, theta), after=False)
-    state = network.pairs(State(q[0] * c[None], theta), trace, trace, after=False)
-    return tuple(kernel[0] for kernel in _chosen(names, _ended(state)))
+PORTION = 2048
+"""Pairs one by one are computed in portions of so many: one shape is compiled."""
+
+
+def _recursion(names: tuple[str, ...], network: Network, pairs: np.ndarray) -> list[np.ndarray]:
+    """The kernels (p,) of pairs (q12, q11, q22), (3, p)."""
+    count = pairs.shape[1]
+    padded = np.pad(pairs, ((0, 0), (0, -count % PORTION)), mode="edge")
+    portions = np.split(padded, padded.shape[1] // PORTION, axis=1)
+    parts = [_one_by_one(names, network, jnp.asarray(portion)) for portion in portions]
+    return [np.concatenate(kernel)[:count] for kernel in zip(*parts, strict=True)]
 
 
 @partial(jax.jit, static_argnames="names")

@@ -68,7 +68,7 @@ def test_fusion(name):
     exact = net(rows, get=BOTH)
     single = rows.astype(np.float32)
     polynomials = net.fusion(single, get=BOTH)
-    assert polynomials is not None and polynomials.error <= 4 * 2.0**-23
+    assert polynomials is not None and polynomials.error <= 8 * 2.0**-23
     close(net(single, get=BOTH), exact, 2e-6)
     close(net(single, single[:5], get=BOTH), [k[:, :5] for k in exact], 2e-6)
     if name != "depth 20":
@@ -77,7 +77,31 @@ def test_fusion(name):
         close(net(rows, get=BOTH, tol=1e-11), exact, 2e-11)
 
 
+@pytest.mark.parametrize("name", ["gelu", "erf", "tanh"])
+def test_fusion_of_free_norms(name):
+    """Polynomials also in the norms, for NNGP and NTK at once; taken by themselves where pairs are many."""
+    net = deep(3, name, 1.2, 0.1)
+    rows = np.random.default_rng(1).normal(size=(512, 9))
+    rows *= (np.linspace(1.5, 6, 512) / np.linalg.norm(rows, axis=1))[:, None]
+    single = rows.astype(np.float32)
+    found = net.fusion(single, get=BOTH)
+    assert found.error <= 8 * 2.0**-23 and found.terms and net.fusion(single[:500, :], get=BOTH) is None
+    exact = net(rows[:60], get=BOTH, tol=0)
+    close([k[:60, :60] for k in net(single, get=BOTH)], exact, 2e-6)
+    close(net(single[:60], single[:5], get=BOTH, tol=1e-5), [k[:, :5] for k in exact], 1.1e-5)
+    if name == "erf":
+        assert net.fusion(rows, tol=1e-9).error <= 1e-9
+        close([net(rows[:60], tol=1e-9)], [exact.ntk], 1e-8)
+
+
 def test_no_fusion():
+    uneven = ROWS.astype(np.float32) * np.geomspace(1, 40, len(ROWS), dtype=np.float32)[:, None]
+    for net, rows in (
+        (deep(3, "relu", 1.0, 0.1), ROWS.astype(np.float32)),  # a kink behind a bias: not smooth in the norms
+        (deep(3, "gelu"), uneven),  # variances too far apart
+        (deep(3, "gelu"), np.concatenate([ROWS, np.zeros((1, 9))]).astype(np.float32)),
+    ):
+        assert net.fusion(rows, tol=1e-5) is None
     assert deep(3, "gelu")(ROWS).dtype == np.float64
     for net, rows, tol in (
         (deep(3, "gelu"), ROWS.astype(np.float32), None),  # norms matter
