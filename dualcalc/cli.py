@@ -16,7 +16,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -848,15 +848,31 @@ TOKEN = re.compile(
 
 
 class LayerText(NamedTuple):
-    """One layer as it was written: `dense` with numbers in their order, or an activation with named parameters."""
+    """One layer as it was written, its numbers with their names; `residual` with the layers in it."""
 
     name: str
-    numbers: tuple[float, ...] = ()
     named: dict[str, Any] = {}
+    inner: tuple[Any, ...] = ()
+
+
+LAYERS = {
+    "dense": ("Dense", ("W_std", "b_std"), ()),
+    "conv": ("Conv", ("window",), ("strides", "padding", "W_std", "b_std")),
+    "avgpool": ("AvgPool", ("window",), ("strides",)),
+    "globalavgpool": ("GlobalAvgPool", (), ()),
+    "flatten": ("Flatten", (), ()),
+    "layernorm": ("LayerNorm", (), ()),
+    "dropout": ("Dropout", ("rate",), ()),
+    "scale": ("Scale", ("factor",), ()),
+}
+"""Per word the layer, its numbers in their order, and what else it takes by name."""
+
+SIZES = {"window", "strides"}
 
 
 class _Network:
-    """Reads `layer layer ...`; layer = name or {formula}, and optionally (number, ..., name=number or [numbers])."""
+    """Reads `layer layer ...`; layer = name or {formula}, and optionally (number, ..., name=number or [numbers]);
+    residual(layer layer ...)."""
 
     def __init__(self, text: str):
         self.text, self.tokens, self.at = text, [], 0
@@ -890,23 +906,29 @@ class _Network:
             self.fail(self.tokens[self.at][2], f"expected {expected}")
         return text
 
-    def layers(self) -> list[LayerText]:
-        found = []
-        while self.tokens[self.at][0] != "end":
-            before = self.tokens[self.at - 1][3] if self.at else -1
-            if before == self.tokens[self.at][2] and self.at:
+    def layers(self, inside: bool = False) -> list[LayerText]:
+        found: list[LayerText] = []
+        while self.tokens[self.at][0] != "end" and not (inside and self.tokens[self.at][1] == ")"):
+            before = self.tokens[self.at - 1][3] if found else -1
+            if before == self.tokens[self.at][2]:
                 self.fail(before, "expected a blank between layers")
             found.append(self.layer())
         if not found:
-            self.fail(0, "expected layers, such as: dense(1.5,0.1) gelu dense")
+            self.fail(self.tokens[self.at][2] if inside else 0, "expected layers, such as: dense(1.5,0.1) gelu dense")
         return found
 
     def layer(self) -> LayerText:
         start = self.tokens[self.at][2]
         formula = self.take("formula")
         name = formula if formula is not None else self.need("name", "a layer: dense, a catalog id, or {formula}")
-        if formula is None and name != "dense" and name.lower() == "dense":
-            self.fail(start, f"got the layer {name}; did you mean 'dense'?")
+        word = name.lower() if formula is None else ""
+        if name != word and word in (*LAYERS, "residual"):
+            self.fail(start, f"got the layer {name}; did you mean {word!r}?")
+        if word == "residual":
+            self.need("mark", "( and layers after residual, as in residual(relu dense)", "(")
+            inner = self.layers(inside=True)
+            self.need("mark", ")", ")")
+            return LayerText(name, {}, tuple(inner))
         numbers: list[float] = []
         named: dict[str, Any] = {}
         glued = self.tokens[self.at][2] == self.tokens[self.at - 1][3]
@@ -917,20 +939,22 @@ class _Network:
                     self.need("mark", f"= and a number after the name {key}, as W_std=1.5, or a finite number", "=")
                     if key in named or key in RESERVED or key == "spec":
                         self.fail(self.tokens[self.at - 2][2], f"got {key} twice, or a name that no layer has")
-                    named[key] = self.value()
+                    named[key] = self.take("name") if (word, key) == ("conv", "padding") else self.value()
                 else:
                     numbers.append(self.number())
                 if self.take("mark", ")"):
                     break
                 self.need("mark", ", or )", ",")
-        if name == "dense" and formula is None:
-            if len(numbers) > 2 or set(named) - {"W_std", "b_std"} or numbers and named:
-                self.fail(start, "expected dense, dense(W_std), dense(W_std,b_std) or dense(W_std=1.5,b_std=0.1)")
+        if word in LAYERS:
+            _, order, others = LAYERS[word]
+            if len(numbers) > len(order) or set(named) - {*order[len(numbers) :], *others}:
+                self.fail(start, f"expected {word}{_arguments(order, others)}, numbers in this order or by name")
+            named = dict(zip(order, numbers, strict=False)) | named
         elif numbers:
             self.fail(
                 start, f"the parameters of an activation have names, as in abrelu(A=0.3,B=1.1); got {numbers[0]:g}"
             )
-        return LayerText(name, tuple(numbers), named)
+        return LayerText(name, named)
 
     def number(self) -> float:
         column = self.tokens[self.at][2]
@@ -954,43 +978,56 @@ def read_network(text: str) -> list[LayerText]:
     return _Network(text).layers()
 
 
-def _network(layers: list[LayerText], **approximation: Any) -> Any:
-    from dualcalc.layers import Activation, Dense
-    from dualcalc.networks import serial
-
-    built: list[Any] = []
-    for layer in layers:
-        if layer.name == "dense":
-            stds: dict[str, Any] = dict(zip(("W_std", "b_std"), layer.numbers, strict=False))
-            built.append(Dense(**stds, **layer.named))
-        else:
-            built.append(Activation(layer.name, **approximation, **layer.named))
-    return serial(*built)
+def _arguments(order: tuple[str, ...], others: tuple[str, ...]) -> str:
+    return f"({', '.join([*order, *(f'{name}=' for name in others)])})" if order else " without arguments"
 
 
-def _matrix(path: Path) -> Any:
-    """The matrix in a .npy file: real, two-dimensional; integers become float64."""
+def _network(layers: Iterable[LayerText], **approximation: Any) -> Any:
+    from dualcalc import conv, networks
+    from dualcalc import layers as vectors
+
+    def built(layer: LayerText) -> Any:
+        if layer.inner:
+            return networks.Residual(*map(built, layer.inner))
+        if layer.name not in LAYERS:
+            return vectors.Activation(layer.name, **approximation, **layer.named)
+        kind = LAYERS[layer.name][0]
+        named = {
+            key: (value, value) if key in SIZES and not isinstance(value, list) else value
+            for key, value in layer.named.items()
+        }
+        return getattr(conv if hasattr(conv, kind) else vectors, kind)(**named)
+
+    return networks.serial(*map(built, layers))
+
+
+def _inputs(path: Path) -> Any:
+    """The rows (n, d) or images (n, height, width, channels) in a .npy file: real; integers become float64."""
     import numpy as np
 
     try:
         data = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise Failure(f"{path}: no array that can be read safely ({error}); write it with numpy.save") from None
-    if not isinstance(data, np.ndarray) or data.ndim != 2 or 0 in data.shape or data.dtype.kind not in "biuf":
+    if not isinstance(data, np.ndarray) or data.ndim not in (2, 4) or 0 in data.shape or data.dtype.kind not in "biuf":
         got = f"shape {data.shape}, type {data.dtype}" if isinstance(data, np.ndarray) else "an archive"
-        raise Failure(f"{path}: got {got}; expected one matrix (rows, features) of real numbers in a .npy file")
+        raise Failure(
+            f"{path}: got {got}; expected real numbers in a .npy file: one matrix (rows, features), or images "
+            "(images, height, width, channels)"
+        )
     wide = np.float32 if data.dtype in (np.float16, np.float32) else np.float64
     return data.astype(wide, copy=False)
 
 
 @main.command()
 @click.argument("network")
-@click.option("--data", type=PATH, required=True, help="Matrix (rows, features) as .npy.")
-@click.option("--data2", type=PATH, help="Second matrix; without it the kernel of --data with itself.")
+@click.option("--data", type=PATH, required=True, help="Rows (n, d) or images (n, height, width, channels), .npy.")
+@click.option("--data2", type=PATH, help="Others like them; without it the kernel of --data with itself.")
 @click.option("--get", type=click.Choice(["ntk", "nngp"]), default="ntk", show_default=True, help="Which kernel.")
 @TOL
 @NORMS
-@click.option("-o", "--output", type=PATH, required=True, help="File for the kernel, as .npy.")
+@click.option("-o", "--output", type=PATH, help="File for the kernel, as .npy.")
+@click.option("--plan", is_flag=True, help="Only say what it would take: tiles, bytes, operations, measured seconds.")
 @CATALOG
 @FORCE
 @JSON
@@ -1002,32 +1039,45 @@ def kernel(
     get: str,
     tol: float | None,
     norms: tuple[float, float] | None,
-    output: Path,
+    output: Path | None,
+    plan: bool,
     force: bool,
     as_json: bool,
 ) -> None:
-    """The kernel matrix of NETWORK, such as "dense(1.5,0.1) gelu dense", on the rows of a matrix.
+    """The kernel matrix of NETWORK, such as "dense(1.5,0.1) gelu dense", on the rows of a matrix or on images.
 
     Layers are separated by blanks: dense, dense(W_std), dense(W_std,b_std), a catalog id, a catalog id with parameters
-    as abrelu(A=0.3,B=1.1), or a formula in braces as {t*Phi(t)}.
+    as abrelu(A=0.3,B=1.1), a formula in braces as {t*Phi(t)}, layernorm, dropout(0.1), scale(2), residual(relu dense).
+    For images: conv(3), conv(3,W_std=1.4,strides=2,padding=CIRCULAR), avgpool(2), globalavgpool, flatten.
     """
     layers = read_network(network)
-    _writable(output, force)
-    if output.exists() and any(path and path.exists() and path.samefile(output) for path in (data, data2)):
-        raise Failure(f"{output}: the data is read from there; choose another name for the kernel")
-    X = _matrix(data)
-    Y = None if data2 is None else _matrix(data2)
+    if output is None and not plan:
+        raise click.UsageError("give -o FILE.npy for the kernel, or --plan")
+    if output is not None:
+        _writable(output, force)
+        if output.exists() and any(path and path.exists() and path.samefile(output) for path in (data, data2)):
+            raise Failure(f"{output}: the data is read from there; choose another name for the kernel")
+    X = _inputs(data)
+    Y = None if data2 is None else _inputs(data2)
     start = time.perf_counter()
-    with _working("computing the kernel"):
+    with _working("measuring" if plan else "computing the kernel"):
         import jax
         import numpy as np
 
         if any(z is not None and z.dtype == np.float64 for z in (X, Y)):
             jax.config.update("jax_enable_x64", True)
         net = _network(layers, **_given(tol=tol, norms=norms))
-        values = net(X, Y, get=get, out=output, overwrite=force)
+        if plan:
+            planned = net.plan(X, Y, get=get, out=output, overwrite=force)
+        else:
+            values = net(X, Y, get=get, out=output, overwrite=force)
     seconds = time.perf_counter() - start
-    if as_json:
+    if plan and as_json:
+        names = ("n", "m", "tile", "tiles", "output_bytes", "working_bytes", "flops", "seconds", "refusal")
+        _print_json({name: getattr(planned, name) for name in names})
+    elif plan:
+        click.echo(planned)
+    elif as_json:
         shape, dtype = list(values.shape), str(values.dtype)
         _print_json({"file": str(output), "get": get, "shape": shape, "dtype": dtype, "seconds": round(seconds, 3)})
     else:
@@ -1042,7 +1092,7 @@ METHODS = ("sketch", "centred", "nystrom", "exact", "auto")  # features.METHODS 
 
 @main.command()
 @click.argument("network")
-@click.option("--data", type=PATH, required=True, help="Matrix (rows, features) as .npy.")
+@click.option("--data", type=PATH, required=True, help="Rows (n, d) or images (n, height, width, channels), .npy.")
 @click.option("--get", type=click.Choice(["ntk", "nngp"]), default="ntk", show_default=True, help="Of which kernel.")
 @click.option("--components", type=click.IntRange(1), default=4096, show_default=True, help="Columns, at most.")
 @click.option(
@@ -1081,7 +1131,7 @@ def features(
     _writable(output, force)
     if output.exists() and data.exists() and data.samefile(output):
         raise Failure(f"{output}: the data is read from there; choose another name for the features")
-    X = _matrix(data)
+    X = _inputs(data)
     start = time.perf_counter()
     with _working("computing features"):
         import jax

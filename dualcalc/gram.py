@@ -181,15 +181,22 @@ def plan(
     )  # fmt: skip
 
 
-def calibrate(plan: Plan, pairs: Callable, rows: Any, columns: Any = None) -> Plan:
-    """The plan with the measured `pairs_per_second` of its first tile, computed twice: the first time compiles."""
+def calibrate(plan: Plan, pairs: Callable, rows: Any, columns: Any = None, marks: bool = False) -> Plan:
+    """The plan with `pairs_per_second` measured on its first tile, computed twice (the first time compiles), and
+    `flops_per_pair` as XLA counts them, where it does.
+
+    marks   whether `pairs` returns marks for `mend`, which is not measured
+    """
     first = jax.tree.map(lambda leaf: leaf[: plan.tile[0]], rows)
     second = jax.tree.map(lambda leaf: leaf[: plan.tile[1]], rows if columns is None else columns)
+    mend = (lambda i, j: [np.zeros(len(i), plan.dtype)] * plan.kernels) if marks else None
     for _ in range(2):
         start = time.perf_counter()
-        compute(pairs, first, second, dtype=plan.dtype, tile=max(plan.tile), devices=plan.devices)
+        compute(pairs, first, second, dtype=plan.dtype, tile=max(plan.tile), devices=plan.devices, mend=mend)
         seconds = time.perf_counter() - start
-    return replace(plan, pairs_per_second=plan.tile[0] * plan.tile[1] / seconds)
+    size = plan.tile[0] * plan.tile[1]
+    counted = jax.jit(pairs).lower(first, second).cost_analysis() or {}
+    return replace(plan, pairs_per_second=size / seconds, flops_per_pair=counted.get("flops", 0) / size or None)
 
 
 def _even(count: int, most: int) -> int:

@@ -242,24 +242,15 @@ class Network(Layer):
         """
         names = _names(get)
         X, Y = self._inputs(X, Y)
-        sides = [(X, "X")] if Y is None else [(X, "X"), (Y, "Y")]
-        passes = [self._variances(Z, "ntk" in names, name, memory) for Z, name in sides]
-        points = [(Z, trace) for (Z, _), (trace, _) in zip(sides, passes, strict=True)]
-        ends = None if Y is not None else _chosen(names, passes[0][1])
+        points, ends = self._prepared(names, X, Y, memory)
         if _traced((self, X, Y)):
             kernels = _whole(self, names, points[0], points[-1], ends)
         else:
-            near = X.ndim == 2 and X.dtype == jnp.float32
-            arrays = [np.asarray(Z) for Z, _ in points]
-            function, left, right = self._fused(names, [Z for Z, _ in points], tol, near) or (
-                Partial(_tile(names, near), self),
-                points[0],
-                points[-1],
-            )
+            function, rows, columns, mend = self._pairs(names, X, Y, points, tol)
             kernels = gram.compute(
                 function,
-                left,
-                None if Y is None else right,
+                rows,
+                columns,
                 diagonal=ends,
                 out=out,
                 overwrite=overwrite,
@@ -268,10 +259,63 @@ class Network(Layer):
                 bytes_per_pair=self._bytes_per_pair(X),
                 progress=progress,
                 devices=devices,
-                mend=partial(self._mended, names, arrays[0], arrays[-1]) if near else None,
+                mend=mend,
             )
             kernels = kernels if out is not None else tuple(map(jax.device_put, kernels))
         return kernels[0] if isinstance(get, str) else _result(names)(*kernels)
+
+    def plan(
+        self,
+        X,
+        Y=None,
+        get: str | tuple[str, ...] = "ntk",
+        *,
+        tol: float | None = None,
+        out=None,
+        overwrite: bool = False,
+        tile: int | None = None,
+        memory: int | None = None,
+        devices=None,
+    ) -> gram.Plan:
+        """What a call with these arguments takes: tiles, bytes, operations by XLA's count, and seconds, measured on one
+        tile (which compiles; the call itself need not any more). `print` it."""
+        names = _names(get)
+        X, Y = self._inputs(X, Y)
+        points, _ = self._prepared(names, X, Y, memory)
+        function, rows, columns, mend = self._pairs(names, X, Y, points, tol)
+        todo = gram.plan(
+            len(X),
+            None if Y is None else len(Y),
+            bytes_per_point=sum(leaf.nbytes for leaf in jax.tree.leaves(rows)) // len(X),
+            kernels=len(names),
+            dtype=X.dtype,
+            bytes_per_pair=self._bytes_per_pair(X),
+            out=out,
+            overwrite=overwrite,
+            tile=tile,
+            memory=memory,
+            devices=devices,
+        )
+        return gram.calibrate(todo, function, rows, columns, marks=mend is not None)
+
+    def _prepared(self, names, X: Array, Y: Array | None, memory: int | None):
+        """The points of either side with their traces, and the diagonals where Y is None."""
+        sides = [(X, "X")] if Y is None else [(X, "X"), (Y, "Y")]
+        passes = [self._variances(Z, "ntk" in names, name, memory) for Z, name in sides]
+        points = [(Z, trace) for (Z, _), (trace, _) in zip(sides, passes, strict=True)]
+        return points, None if Y is not None else _chosen(names, passes[0][1])
+
+    def _pairs(self, names, X: Array, Y: Array | None, points, tol: float | None):
+        """The function of pairs for `gram.compute`, its rows and columns, and `mend`."""
+        near = X.ndim == 2 and X.dtype == jnp.float32
+        arrays = [np.asarray(Z) for Z, _ in points]
+        function, rows, columns = self._fused(names, [Z for Z, _ in points], tol, near) or (
+            Partial(_tile(names, near), self),
+            points[0],
+            points[-1],
+        )
+        mend = partial(self._mended, names, arrays[0], arrays[-1]) if near else None
+        return function, rows, None if Y is None else columns, mend
 
     def fusion(self, X, Y=None, get: str | tuple[str, ...] = "ntk", tol: float | None = None) -> fusion.Fused | None:
         """The polynomials that a call with these arguments takes (degree and error are on them), None for recursion."""

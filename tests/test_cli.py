@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import dualcalc as dc
 from dualcalc import catalog, cli
 
 SLACK = 3  # of the speed promised: this runs beside other tests
@@ -281,23 +282,34 @@ def test_catalog_new(tmp_path):
 def test_network_text():
     layers = cli.read_network(" dense(1.5, .1)  gelu {t * Phi(t)} abrelu(A=0.3,B=-1e0) dense(b_std=2) p(a=[1,2]) ")
     assert layers == [
-        ("dense", (1.5, 0.1), {}),
-        ("gelu", (), {}),
-        ("t * Phi(t)", (), {}),
-        ("abrelu", (), {"A": 0.3, "B": -1.0}),
-        ("dense", (), {"b_std": 2.0}),
-        ("p", (), {"a": [1.0, 2.0]}),
+        ("dense", {"W_std": 1.5, "b_std": 0.1}, ()),
+        ("gelu", {}, ()),
+        ("t * Phi(t)", {}, ()),
+        ("abrelu", {"A": 0.3, "B": -1.0}, ()),
+        ("dense", {"b_std": 2.0}, ()),
+        ("p", {"a": [1.0, 2.0]}, ()),
     ]
+    images = "conv(3, W_std=2, padding=CIRCULAR, strides=[1,2]) residual(relu conv( 3 ) ) layernorm globalavgpool dense"
+    conv, residual, *_ = cli.read_network(images)
+    assert conv == ("conv", {"window": 3.0, "W_std": 2.0, "padding": "CIRCULAR", "strides": [1.0, 2.0]}, ())
+    assert residual == ("residual", {}, (("relu", {}, ()), ("conv", {"window": 3.0}, ())))
+    assert repr(cli._network(cli.read_network(images))) == (
+        "serial(Conv((3, 3), strides=(1, 2), padding='CIRCULAR', W_std=2.0, b_std=0.0), "
+        "Residual(Activation('relu'), Conv((3, 3), strides=(1, 1), padding='SAME', W_std=1.0, b_std=0.0)), "
+        "LayerNorm(), GlobalAvgPool(), Dense(W_std=1.0, b_std=0.0))"
+    )
 
 
 @pytest.mark.parametrize(
     "text, column",
     [
-        ("", 0), ("  ", 0), ("dense(", 6), ("dense(1.5", 9), ("dense(1,2,3)", 0), ("dense(1,b_std=2)", 0),
+        ("", 0), ("  ", 0), ("dense(", 6), ("dense(1.5", 9), ("dense(1,2,3)", 0), ("dense(1,W_std=2)", 0),
         ("dense(x=1)", 0), ("dense gelu(1)", 6), ("dense (1)", 6), ("dense,relu", 5), ("dense{t}", 5), ("dense 3", 6),
         ("dense(1e999)", 6), ("dense(nan)", 9), ("dense(1.2.3)", 6), ("{t", 0), ("}", 0), ("relu(A=1,A=2)", 9),
         ("relu(spec=1)", 5), ("a;b", 1), ("dense(__import__('os'))", 6), ("abs(A=[)", 7), ("abs(A=[1)", 8),
-        ("dense\x00", 5), ("dense()", 6), ("relu Dense", 5),
+        ("dense\x00", 5), ("dense()", 6), ("relu Dense", 5), ("residual", 8), ("residual()", 9), ("residual(relu", 13),
+        ("Conv(3)", 0), ("conv(3,relu=1)", 0), ("conv(3,4)", 0), ("flatten(1)", 0), ("dense)", 5), ("scale(a)", 7),
+        ("residual(relu)dense", 14), ("conv(3,padding=3)", 15),
     ],
 )  # fmt: skip
 def test_network_text_errors(text, column):
@@ -336,6 +348,26 @@ def test_kernel(data):
     run("kernel", "dense sign dense", "--data", data / "X.npy", "-o", out, "--force", code=3)
     run("kernel", "dense nothing dense", "--data", data / "X.npy", "-o", out, "--force", code=2)
     assert sorted(os.listdir(data)) == ["K.npy", "X.npy", "Y.npy"]
+
+
+def test_kernel_of_images(data):
+    images = np.random.default_rng(1).standard_normal((3, 4, 4, 2)).astype(np.float32)
+    np.save(data / "I.npy", images)
+    run("kernel", "conv(3) relu avgpool(2) flatten dense", "--data", data / "I.npy", "-o", data / "K.npy")
+    net = dc.serial(dc.Conv((3, 3)), dc.Activation("relu"), dc.AvgPool((2, 2)), dc.Flatten(), dc.Dense())
+    assert np.array_equal(np.load(data / "K.npy"), net(images))
+    error = run("kernel", "conv(3) relu dense", "--data", data / "I.npy", "-o", data / "L.npy", code=2).stderr
+    assert "append Flatten() or GlobalAvgPool()" in error
+
+
+def test_kernel_plan(data):
+    text = run("kernel", "dense relu dense", "--data", data / "X.npy", "--plan").stdout
+    assert "6 x 6 pairs" in text and "time" in text and "flops" in text
+    args = ("--data", data / "X.npy", "--data2", data / "Y.npy", "--plan", "-o", data / "K.npy", "--json")
+    planned = json.loads(run("kernel", "dense relu dense", *args).stdout)
+    assert planned["n"] == 6 and planned["m"] == 3 and planned["output_bytes"] == 8 * 18 and planned["seconds"] > 0
+    assert not (data / "K.npy").exists()
+    run("kernel", "dense relu dense", "--data", data / "X.npy", code=2)
 
 
 def test_kernel_without_closed_form(data):
