@@ -27,7 +27,9 @@ from .series import ONE_NORM, TOL, Series, series
 MARGIN = 1.25
 """The range of norms is wider than that of the data by this factor on either side."""
 
-BATCH = 2**26  # bytes of the intermediate arrays of a batch of rows
+BATCH = {"cpu": 2**21}
+"""Bytes of one intermediate array of a batch of rows: on a CPU what its caches hold, else 2^26."""
+
 SAMPLE = 2000  # rows that a centre is made from
 LARGEST = 1024  # size of a Hadamard matrix
 
@@ -35,7 +37,10 @@ LARGEST = 1024  # size of a Hadamard matrix
 # ---- the feature map ------------------------------------------------------------------------------------------------
 
 
-@pytree(leaves=("series", "centre", "projections"), static=("method", "d", "exact", "sketched", "normalize"))
+@pytree(
+    leaves=("series", "centre", "projections"),
+    static=("method", "d", "exact", "sketched", "components", "loss", "normalize"),
+)
 @dataclass(frozen=True, eq=False)
 class FeatureMap:
     """psi of rows (n, d), real, with psi(x).psi(y) ~ K(x, y). Build it with `sketch`.
@@ -44,8 +49,11 @@ class FeatureMap:
     centre        of method="centred"; else None
     projections   random arrays of the method
     d             features of a row
-    exact         columns of the lowest degrees (0, and 1 where it fits), which are taken as they are
+    exact         columns of the lowest degrees (0, and 1, where they fit), which are taken as they are
     sketched      columns of the sketch of the other degrees
+    components    (degree, rank, columns) of each block of a sketch that allots columns to degrees; else ()
+    loss          share of K(x, x) that the method leaves out beside the error of the series: degrees that got no column,
+                  and what a centred map misses on the data that it was made from
     """
 
     series: Series
@@ -55,6 +63,8 @@ class FeatureMap:
     d: int
     exact: tuple[int, ...]
     sketched: int
+    components: tuple[tuple[int, int, int], ...]
+    loss: float
     normalize: bool
 
     @property
@@ -63,10 +73,8 @@ class FeatureMap:
 
     @property
     def error(self) -> float:
-        """Bounds |E psi(x).psi(y) - K(x, y)| over sqrt(K(x, x) K(y, y)): the error of the series.
-
-        Of a centred map the data's own rows add what `Centre.loss` says."""
-        return self.series.error + (0.0 if self.centre is None else self.centre.loss)
+        """Bounds |E psi(x).psi(y) - K(x, y)| over sqrt(K(x, x) K(y, y)), without `normalize`."""
+        return self.series.error + self.loss
 
     def __call__(self, X) -> Array:
         """Features (n, n_components) of rows (n, d), dense or scipy.sparse, in their precision.
@@ -78,7 +86,7 @@ class FeatureMap:
         if X.shape[1] != self.d:
             raise ValueError(f"X has shape {X.shape}; (n, {self.d}) was expected, as in the data of the feature map")
         self._check_norms(_norms(X))
-        step = int(np.clip(BATCH // self._bytes_per_row(X), 16, 1024))
+        step = int(np.clip(BATCH.get(jax.default_backend(), 2**26) // self._bytes_per_row(X), 32, 2**14))
         parts = []
         for start in range(0, X.shape[0], step):
             rows = X[start : start + step]
@@ -93,13 +101,13 @@ class FeatureMap:
             return _features(self, jnp.pad(rows, padding))
         a = _norms(rows)
         unit = scipy.sparse.diags_array(1 / np.where(a == 0, 1.0, a) / math.sqrt(self.d)).astype(rows.dtype) @ rows
-        powers = np.stack([unit @ np.asarray(leaf) for leaf in self.projections["leaves"]])
+        powers = [np.pad(_sparse_product(unit, leaf), padding) for leaf in self.projections["leaves"]]
         x = unit.toarray() if len(self.exact) > 1 else np.zeros((len(a), 1), rows.dtype)
         a, x = np.pad(a, padding[:1]), np.pad(x, padding)
-        return _combined(self, jnp.asarray(a), jnp.asarray(x), jnp.asarray(np.pad(powers, ((0, 0), *padding))))
+        return _combined(self, jnp.asarray(a), jnp.asarray(x), jax.tree.map(jnp.asarray, powers))
 
     def _bytes_per_row(self, X) -> int:
-        steps = len(self.projections["leaves"]) if scipy.sparse.issparse(X) else 8
+        steps = len(self.projections["leaves"]) if scipy.sparse.issparse(X) else 1
         return max(self.n_components, self.d) * steps * X.dtype.itemsize
 
     def _check_norms(self, a: np.ndarray) -> None:
@@ -125,22 +133,22 @@ def _features(psi: FeatureMap, X: Array) -> Array:
 
 
 @jax.jit
-def _combined(psi: FeatureMap, a: Array, x: Array, powers: Array) -> Array:
+def _combined(psi: FeatureMap, a: Array, x: Array, powers: list[Array]) -> Array:
     """Of norms (n,), unit rows (n, d), which degree 1 alone needs, and their products with the leaves."""
     return _concatenated(psi, a, x, powers)
 
 
-def _concatenated(psi: FeatureMap, a: Array, x: Array, powers: Array | None) -> Array:
+def _concatenated(psi: FeatureMap, a: Array, x: Array, powers: list[Array] | None) -> Array:
     V = psi.series(a)
     if psi.centre is not None:
         along = x @ psi.centre.direction.astype(x.dtype)
         V, x = psi.centre(V, along), x - along[:, None] * psi.centre.direction.astype(x.dtype)[None]
-    blocks = [V[:, 0, : psi.exact[0]]]
+    blocks = [V[:, 0, :width] for width in psi.exact[:1]]
     if len(psi.exact) > 1:
         blocks.append((V[:, 1, : psi.exact[1] // psi.d, None] * x[:, None, :]).reshape(len(a), -1))
     if psi.sketched:
         V = V * (jnp.arange(V.shape[1]) >= len(psi.exact))[None, :, None].astype(V.dtype)
-        block = METHODS[psi.method].apply(psi.projections, V, x, powers)
+        block = METHODS[psi.method].apply(psi, V, x, powers)
         if psi.normalize:
             squares = jnp.einsum("nd,nd->n", x, x)[:, None] ** np.arange(V.shape[1])[None, :]
             exact, own = jnp.einsum("njr,njr,nj->n", V, V, squares), jnp.einsum("nm,nm->n", block, block)
@@ -152,7 +160,7 @@ def _concatenated(psi: FeatureMap, a: Array, x: Array, powers: Array | None) -> 
 # ---- centring -------------------------------------------------------------------------------------------------------
 
 
-@pytree(leaves=("direction", "basis"), static=("loss",))
+@pytree(leaves=("direction", "basis"))
 @dataclass(frozen=True, eq=False)
 class Centre:
     """The series around the mean direction u of data: x = alpha u + w, c = alpha alpha' + w.w', in powers of w.w'.
@@ -161,12 +169,10 @@ class Centre:
 
     direction   u, (d,)
     basis       (p + 1, p + 1, r, s): sqrt(C(j, i)) times the combinations s of (j, r), for each i
-    loss        the largest share of K(x, x) that the combinations miss on the data
     """
 
     direction: np.ndarray
     basis: np.ndarray
-    loss: float
 
     @property
     def ranks(self) -> np.ndarray:
@@ -179,8 +185,9 @@ class Centre:
         return jnp.einsum("nij,njr,ijrs->nis", powers, V, self.basis.astype(V.dtype), precision="highest")
 
 
-def _centre(found: Series, a: np.ndarray, x: np.ndarray, tol: float) -> Centre:
-    """Of unit rows (n, d) with norms a: by principal components of the features of every degree."""
+def _centre(found: Series, a: np.ndarray, x: np.ndarray, tol: float) -> tuple[Centre, float]:
+    """Of unit rows (n, d) with norms a: by principal components of the features of every degree. The share of K(x, x)
+    that they miss comes with it."""
     mean = x.mean(axis=0)
     length = np.linalg.norm(mean)
     direction = mean / length if length > 0 else mean
@@ -210,7 +217,7 @@ def _centre(found: Series, a: np.ndarray, x: np.ndarray, tol: float) -> Centre:
         chosen = vectors[i][:, keep[i]]
         basis[i, :, : chosen.shape[1]] = chosen
     basis = basis.reshape(count, *V.shape[1:], -1) * np.array(roots)[:, :, None, None]
-    return Centre(direction, basis, float(dropped[dropped <= tol].max(initial=0.0)))
+    return Centre(direction, basis), float(dropped[dropped <= tol].max(initial=0.0))
 
 
 # ---- Sketched Horner ------------------------------------------------------------------------------------------------
@@ -245,57 +252,189 @@ def _factors(count: int) -> tuple[int, int]:
     return 1, count
 
 
-class Method(NamedTuple):
-    """How degrees are sketched.
+def _draw_horner(rng, d: int, columns: int, degree: int, components) -> dict[str, Any]:
+    leaves = np.stack([_sign_rows(rng, d, columns) for _ in range(degree)])
+    first, second = map(_hartley, _factors(columns))
+    return {"leaves": leaves, "signs": _signs(rng, degree, columns), "first": first, "second": second}
 
-    draw    (rng, d, columns, masses) -> projections: `leaves`, matrices that take rows, and whatever else
-    apply   (projections, V, x, powers) -> (n, columns), where powers are the products with the leaves if known
-    width   of the columns that were asked for, those that it gives
+
+def _apply_horner(psi: FeatureMap, V: Array, x: Array, powers: list[Array] | None) -> Array:
+    """psi_j = V_j e + T_j(psi_(j+1), x), T(u, x) = (H S u) o (U x), S random signs, H orthogonal, U rows of signs.
+
+    E[T(u, x).T(v, y)] = (u.v)(x.y), so that psi_0 has the whole series. Flat u make the variance small: e is spread
+    over all coordinates, and H = H_1 (x) H_2, two matrix products, keeps the sum so."""
+    dtype, rank, projections = x.dtype, V.shape[2], psi.projections
+    first, second = (jnp.asarray(projections[name], dtype) for name in ("first", "second"))
+    m, k = len(first), len(second)
+    spread = jnp.repeat(second[:rank, None, :], m, axis=1) / math.sqrt(m)
+
+    def step(sketch: Array, at) -> tuple[Array, None]:
+        coefficients, signs, leaf, power = at
+        power = x @ leaf.astype(dtype) if power is None else power
+        sketch = (sketch + jnp.einsum("nr,rij->nij", coefficients, spread)) * signs.astype(dtype).reshape(1, m, k)
+        mixed = (sketch @ second).swapaxes(1, 2) @ first  # the order of coordinates is of no matter
+        return (mixed.reshape(len(x), -1) * power).reshape(-1, m, k), None
+
+    coefficients = V.transpose(1, 0, 2)[:0:-1]
+    products = None if powers is None else jnp.stack(powers)
+    start = jnp.zeros((len(x), m, k), dtype)
+    sketch, _ = jax.lax.scan(step, start, (coefficients, projections["signs"], projections["leaves"], products))
+    return (sketch + jnp.einsum("nr,rij->nij", V[:, 0], spread)).reshape(len(x), -1)
+
+
+# ---- degree by degree -----------------------------------------------------------------------------------------------
+
+
+def _allocated(columns: int, masses: np.ndarray, unit: int = 1) -> np.ndarray:
+    """Columns for each component (j, r), in multiples of `unit`: in proportion to its mass, and one unit at least.
+
+    The variance of a component off the diagonal is about mass^2/columns at every degree; in proportion to the mass
+    their sum is least. Where there are more components than units the smallest get none."""
+    units, counts = columns // unit, np.zeros(masses.size, int)
+    kept = np.argsort(-masses, axis=None)[:units]
+    kept = kept[masses.ravel()[kept] > 0]
+    share = masses.ravel()[kept] / masses.ravel()[kept].sum()
+    counts[kept] = 1 + np.floor((units - len(kept)) * share)
+    counts[kept[0]] += units - counts.sum()
+    return unit * counts.reshape(masses.shape)
+
+
+def _draw_maclaurin(rng, d: int, columns: int, degree: int, components) -> dict[str, Any]:
+    degrees = np.repeat([j for j, _, _ in components], [count // 2 for _, _, count in components])
+    leaves = []
+    for step in range(degrees.max()):
+        count = int((degrees > step).sum())
+        rows, turned = _sign_rows(rng, d, count), _signs(rng, d, count) > 0
+        leaves.append(np.concatenate([rows * turned, rows * ~turned], axis=1))
+    return {"leaves": leaves}
+
+
+def _apply_maclaurin(psi: FeatureMap, V: Array, x: Array, powers: list[Array] | None) -> Array:
+    """Products of j projections w.x on complex signs w in {1, -1, i, -i}^d, whose real and imaginary parts are columns.
+
+    E[prod(w.x) conj prod(w.y)] = (x.y)^j, with less variance than real signs have at the same number of columns."""
+    halves = [count // 2 for _, _, count in psi.components]
+    blocks = [
+        jnp.repeat(V[:, j, r, None], n, axis=1) / math.sqrt(n)
+        for (j, r, _), n in zip(psi.components, halves, strict=True)
+    ]
+    real = jnp.concatenate(blocks, axis=1)
+    imaginary = jnp.zeros_like(real)
+    for step, leaf in enumerate(psi.projections["leaves"]):
+        power = x @ leaf.astype(x.dtype) if powers is None else powers[step]
+        count = power.shape[1] // 2
+        a, b, c, d = real[:, :count], imaginary[:, :count], power[:, :count], power[:, count:]
+        real = jnp.concatenate([a * c - b * d, real[:, count:]], axis=1)
+        imaginary = jnp.concatenate([a * d + b * c, imaginary[:, count:]], axis=1)
+    return jnp.concatenate([real, imaginary], axis=1)
+
+
+# ---- the paper's PolySketch, for comparison ---------------------------------------------------------------------------
+
+
+@pytree(leaves=("index", "sign"), static=("size",))
+@dataclass(frozen=True, eq=False)
+class CountSketch:
+    """Every coordinate of x with a random sign into one of `size` sums: in time proportional to the non-zeros of x."""
+
+    index: Array
+    sign: Array
+    size: int
+
+    def __call__(self, x: Array) -> Array:
+        return jnp.zeros((len(x), self.size), x.dtype).at[:, self.index].add(x * self.sign.astype(x.dtype)[None])
+
+    def of_sparse(self, x: scipy.sparse.csr_array) -> np.ndarray:
+        index, sign = np.asarray(self.index), np.asarray(self.sign)
+        data = x.data * sign[x.indices].astype(x.dtype)
+        return scipy.sparse.csr_array((data, index[x.indices], x.indptr), (x.shape[0], self.size)).toarray()
+
+
+def _count_sketch(rng, d: int, size: int) -> CountSketch:
+    return CountSketch(rng.integers(0, size, d), _signs(rng, d), size)
+
+
+def _sparse_product(x: scipy.sparse.csr_array, leaf) -> np.ndarray:
+    return leaf.of_sparse(x) if isinstance(leaf, CountSketch) else x @ np.asarray(leaf)
+
+
+def _draw_tensor_sketch(rng, d: int, columns: int, degree: int, components) -> dict[str, Any]:
+    return {"leaves": [_count_sketch(rng, d, count) for j, _, count in components for _ in range(j)]}
+
+
+def _apply_tensor_sketch(psi: FeatureMap, V: Array, x: Array, powers: list[Array] | None) -> Array:
+    """Pham and Pagh 2013: a CountSketch of the j-th tensor power is the circular convolution of j CountSketches of x."""
+    hashed = iter([leaf(x) for leaf in psi.projections["leaves"]] if powers is None else powers)
+    blocks = []
+    for j, r, count in psi.components:
+        waves = math.prod(jnp.fft.rfft(next(hashed)) for _ in range(j))
+        blocks.append(V[:, j, r, None] * jnp.fft.irfft(waves, count).astype(x.dtype))
+    return jnp.concatenate(blocks, axis=1)
+
+
+def _draw_tree(rng, d: int, columns: int, degree: int, components) -> dict[str, Any]:
+    leaves, size = 1 << (degree - 1).bit_length(), 1 << (columns.bit_length() - 1)
+    most = max(size, *(count for _, _, count in components))
+    return {
+        "leaves": [_count_sketch(rng, d, size) for _ in range(leaves)],
+        "signs": _signs(rng, leaves, 2, size),
+        "rows": rng.integers(0, size, (leaves, 2, most)),
+        "factors": [hadamard(1 << k, dtype=np.int8) for b in [size.bit_length() - 1] for k in (b // 2, b - b // 2)],
+    }
+
+
+def _apply_tree(psi: FeatureMap, V: Array, x: Array, powers: list[Array] | None) -> Array:
+    """Ahle et al. 2020: a binary tree over CountSketches of x, nodes (1/sqrt m) (H D_1 u)[P_1] o (H D_2 v)[P_2].
+
+    One tree serves all degrees j: the leaves beyond the j-th are e_1. Nodes are numbered from the root, 1, and the
+    children of i are 2 i and 2 i + 1; `below(i, used)` is node i with so many leaves of x."""
+    projections, dtype = psi.projections, x.dtype
+    hashed = [leaf(x) for leaf in projections["leaves"]] if powers is None else powers
+    first, second = (factor.astype(dtype) for factor in projections["factors"])
+    size, known = len(first) * len(second), {}
+    unused = jnp.zeros((1, size), dtype).at[0, 0].set(1.0)
+
+    def mixed(u: Array, i: int, side: int, count: int) -> Array:
+        u = (u * projections["signs"][i, side].astype(dtype)[None]).reshape(-1, len(first), len(second))
+        return ((u @ second).swapaxes(1, 2) @ first).reshape(len(u), -1)[:, projections["rows"][i, side, :count]]
+
+    def node(i: int, used: int, leaves: int, count: int) -> Array:
+        u, v = (
+            below(2 * i, min(used, leaves // 2), leaves // 2),
+            below(2 * i + 1, max(used - leaves // 2, 0), leaves // 2),
+        )
+        return mixed(u, i, 0, count) * mixed(v, i, 1, count) / math.sqrt(count)
+
+    def below(i: int, used: int, leaves: int) -> Array:
+        if leaves == 1:
+            return hashed[i - len(hashed)] if used else unused
+        if (i, used) not in known:
+            known[i, used] = node(i, used, leaves, size)
+        return known[i, used]
+
+    return jnp.concatenate([V[:, j, r, None] * node(1, j, len(hashed), n) for j, r, n in psi.components], axis=1)
+
+
+class Method(NamedTuple):
+    """How the degrees beyond the exact ones are sketched.
+
+    draw    (rng, d, columns, degree, components) -> projections: `leaves`, which take rows, and whatever else
+    apply   (map, V, x, powers) -> (n, columns), where powers are the products of x with the leaves if they are known
+    unit    columns are allotted to degrees in multiples of this; None where one sketch serves all degrees
     """
 
     draw: Callable
     apply: Callable
-    width: Callable[[int], int]
+    unit: int | None
 
 
-def _horner_width(columns: int) -> int:
-    return math.prod(_factors(columns))
-
-
-def _draw_horner(rng, d: int, columns: int, degree: int) -> dict[str, np.ndarray]:
-    first, second = map(_hartley, _factors(columns))
-    leaves = np.stack([_sign_rows(rng, d, columns) for _ in range(degree)])
-    return {"leaves": leaves, "signs": _signs(rng, degree, columns), "first": first, "second": second}
-
-
-def _apply_horner(projections, V: Array, x: Array, powers: Array | None) -> Array:
-    """psi_j = V_j e + T_j(psi_(j+1), x), T(u, x) = (H S u) o (U x), S random signs, H orthogonal, U rows of signs.
-
-    E[T(u, x).T(v, y)] = (u.v)(x.y), so that psi_0 has the whole series. T needs a flat u for a small variance: e is
-    spread over all coordinates, and H = H_1 (x) H_2 keeps the sum so."""
-    dtype = x.dtype
-    first, second = (jnp.asarray(projections[name], dtype) for name in ("first", "second"))
-    n, rank = len(x), V.shape[2]
-    shape = (n, len(first), len(second))
-    spread = jnp.repeat(second[:rank], len(first), axis=0).reshape(rank, len(first), len(second)) / math.sqrt(
-        len(first)
-    )
-
-    def step(psi: Array, at) -> tuple[Array, None]:
-        coefficients, signs, leaf, power = at
-        power = x @ leaf.astype(dtype) if power is None else power
-        psi = psi + jnp.einsum("nr,rij->nij", coefficients, spread)
-        psi = psi * signs.astype(dtype).reshape(shape[1:])[None]
-        psi = jnp.einsum("ij,njk->nik", first, psi @ second)
-        return psi * power.reshape(shape), None
-
-    steps = (V.transpose(1, 0, 2)[:0:-1], projections["signs"], projections["leaves"], powers)
-    psi, _ = jax.lax.scan(step, jnp.zeros(shape, dtype), steps)
-    return (psi + jnp.einsum("nr,rij->nij", V[:, 0], spread)).reshape(n, -1)
-
-
-_HORNER = Method(_draw_horner, _apply_horner, _horner_width)
-METHODS: Mapping[str, Method] = {"horner": _HORNER, "centred": _HORNER}
+METHODS: Mapping[str, Method] = {
+    "horner": Method(_draw_horner, _apply_horner, None),
+    "centred": Method(_draw_horner, _apply_horner, None),
+    "maclaurin": Method(_draw_maclaurin, _apply_maclaurin, 2),
+    "tensorsketch": Method(_draw_tensor_sketch, _apply_tensor_sketch, 1),
+    "polysketch": Method(_draw_tree, _apply_tree, 1),
+}
 
 
 # ---- building -------------------------------------------------------------------------------------------------------
@@ -319,7 +458,9 @@ def sketch(
     X              rows (n, d), dense or scipy.sparse: d, and the range of the norms, are taken from them
     get            "nngp" or "ntk"
     method         "horner": oblivious Sketched Horner, one sketch of fixed shape for all degrees
-                   "centred": the same around the mean direction of X: for data whose rows are alike
+                   "maclaurin": complex random Maclaurin features, columns allotted to degrees; cheaper
+                   "tensorsketch", "polysketch": CountSketch with Fourier transforms, and the paper's tree
+                   "centred": Horner around the mean direction of X: for data whose rows are alike
     random_state   an integer, or a NumPy Generator: the same seed and precision give the same features to the bit
     degree, tol    of the series: see `series.series`. The error of the sketch itself falls as 1/sqrt(n_components)
     norms          (least, greatest) |x|/sqrt(d) of all rows to come; from X, with a margin of 25 %, if not given.
@@ -333,24 +474,47 @@ def sketch(
         raise ValueError(f"n_components={n_components!r} came; a positive integer was expected")
     X = _rows(X)
     found = series(net, _range(X) if norms is None else norms, get, tol=tol, degree=degree)
-    centre = _centre(found, *_unit(X), tol / 10) if method == "centred" else None
+    centre, loss = _centre(found, *_unit(X), tol / 10) if method == "centred" else (None, 0.0)
     ranks, d = found.ranks if centre is None else centre.ranks, X.shape[1]
     exact: tuple[int, ...] = (int(ranks[0]),)
     if len(ranks) > 1 and ranks[0] + ranks[1] * d <= n_components:
         exact = (int(ranks[0]), int(ranks[1]) * d)
-    left, needed = n_components - sum(exact), (ranks[len(exact) :] > 0).any()
-    if needed and left < max(ranks):
-        raise ValueError(
-            f"n_components={n_components} came; at least {sum(exact) + max(ranks)} are needed, of which degree 0 takes "
-            f"{exact[0]}"
-        )
-    columns = METHODS[method].width(left) if needed else 0
-    rng = np.random.default_rng(random_state)
-    projections = METHODS[method].draw(rng, d, columns, found.degree) if columns else {"leaves": np.zeros((0, d, 0))}
-    kind = X.dtype if scipy.sparse.issparse(X) else np.int8
-    projections["leaves"] = projections["leaves"].astype(kind)
+    left, columns = n_components - sum(exact), 0
+    components: tuple[tuple[int, int, int], ...] = ()
+    draw, _, unit = METHODS[method]
+    if needed := int(ranks[len(exact) :].max(initial=0)):
+        if left < max(needed, unit or 1):
+            raise ValueError(
+                f"n_components={n_components} came; at least {sum(exact) + max(needed, unit or 1)} are needed, of "
+                f"which degree 0 takes {exact[0]}"
+            )
+        columns = math.prod(_factors(left))
+        if unit is not None:
+            masses = _masses(found, len(exact))
+            counts = _allocated(left, masses, unit)
+            components = tuple((int(j), int(r), int(counts[j, r])) for j, r in np.argwhere(counts > 0)[::-1])
+            columns, loss = int(counts.sum()), float(masses[counts == 0].sum())
+    projections: dict[str, Any] = {"leaves": []}
+    if columns:
+        projections = draw(np.random.default_rng(random_state), d, columns, found.degree, components)
+    if scipy.sparse.issparse(X):  # SciPy multiplies floats
+        projections["leaves"] = [_as_float(leaf, X.dtype) for leaf in projections["leaves"]]
     projections = jax.tree.map(jnp.asarray, projections)
-    return FeatureMap(found, centre, projections, method, d, exact, columns, normalize)
+    return FeatureMap(found, centre, projections, method, d, exact, columns, components, loss, normalize)
+
+
+def _as_float(leaf, dtype):
+    return leaf if isinstance(leaf, CountSketch) else leaf.astype(dtype)
+
+
+def _masses(found: Series, first: int) -> np.ndarray:
+    """Largest share of K(x, x) of each component (j, r), (p + 1, r); 0 below degree `first`."""
+    low, high = found.norms
+    a = np.geomspace(low, high, 33) if found.power == 0 and low > 0 else np.ones(1)
+    squares = np.square(np.asarray(found(jnp.asarray(a)), float))
+    total = squares.sum(axis=(1, 2), keepdims=True)
+    shares = (squares / np.where(total > 0, total, 1)).max(axis=0)
+    return np.where(np.arange(len(shares))[:, None] >= first, shares, 0.0)
 
 
 def _rows(X):
