@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # JAX on the CPU preallocates nothing and needs no network; two workers fit two cores.
 WORKERS ?= 2
 
-.PHONY: install demo test test-slow test-torch test-wheel test-peer lint bench bench-peer bench-networks oracle clean
+.PHONY: install demo test test-slow test-torch test-wheel test-peer lint bench bench-peer bench-networks bench-targets oracle clean
 
 install: $(STAMP)
 
@@ -65,6 +65,9 @@ bench-peer: $(STAMP) .venv-peer/.installed
 
 bench-networks: $(STAMP) .venv-peer/.installed
 	$(BIN)/python benchmarks/networks.py $(ARGS)
+
+bench-targets: $(STAMP)
+	$(BIN)/python benchmarks/targets.py
 
 oracle: $(STAMP)
 	$(BIN)/python -m tests.oracle

@@ -1,9 +1,9 @@
-"""Whole networks beside neural-tangents: `make bench-networks [ARGS="fc deep tanh myrtle"]`.
+"""Whole networks beside neural-tangents: `make bench-networks [ARGS="fc deep tanh myrtle near"]`.
 
 neural-tangents 0.6.5 runs in an environment of its own with the JAX that it needs, this library in ours, in alternating
 runs: each round starts a process of either, which compiles, then takes the best of a few calls. The table has the
 median over rounds. float32; errors are against the float64 recursion of this library on a part of the rows, over the
-largest entry.
+largest entry. `near` is the other table: 200 layers on pairs of rows with 1 - c = 1e-6 and 1e-3 beside 80 digits.
 """
 
 import json
@@ -36,7 +36,7 @@ act = {
     ),
 }[kind]
 if case["net"] == "fc":
-    layers = [stax.Dense(1, W, b), act()] * case["depth"] + [stax.Dense(1, W, b)]
+    layers = [stax.Dense(1, W, b), act()] * case["depth"] + [stax.Dense(1, W, b)] * case.get("last", 1)
 else:
     conv = lambda: stax.Conv(1, (3, 3), padding="SAME", W_std=W)
     layers = [conv(), act()] * 2 + [stax.AvgPool((2, 2), (2, 2))] + ([conv(), act(), stax.AvgPool((2, 2), (2, 2))]) * 2
@@ -72,7 +72,7 @@ if sys.argv[5]: X = X[:rows].astype(np.float64); Y = None if Y is None else Y[:r
 act = dc.Activation(case["activation"], **case.get("options", {}))
 if case["net"] == "fc":
     dense = dc.Dense(case["W_std"], case.get("b_std", 0.0))
-    net = dc.serial(*[dense, act] * case["depth"], dense)
+    net = dc.serial(*[dense, act] * case["depth"], *[dense] * case.get("last", 1))
 else:
     net = dc.myrtle(5, act, W_std=case["W_std"])
 options = {"tol": 0} if sys.argv[5] else {}
@@ -127,6 +127,42 @@ def cases(chosen: list[str]):
                    "calls": 3, "batches": [1, 2, 4]}  # fmt: skip
 
 
+def near(peer_python: Path, folder: Path) -> None:
+    """Relative errors of Theta at depth 200, W_std^2 = 1/k(1, 1, 1), for pairs of rows whose difference is exact."""
+    import mpmath as mp
+    import sympy as sp
+
+    import dualcalc as dc
+
+    q11, q12, q22 = dc.symbols
+    print("| activation | 1 - c | error | its error |\n|---|--:|--:|--:|")
+    gaps = np.array([1e-6, 1e-3])
+    half = np.sqrt(gaps).astype(np.float32)
+    rows = np.stack([np.sqrt(2 - half.astype(float) ** 2), half], axis=1).astype(np.float32)
+    x, y = str(folder / "x.npy"), str(folder / "y.npy")
+    np.save(x, rows)
+    np.save(y, rows * np.float32([1, -1]))
+    for act in ("relu", "gelu", "erf"):
+        dual, theta = dc.derive(act), []
+        k, kdot = (sp.lambdify((q12, q11, q22), e, "mpmath") for e in (dual.k, dual.kdot))
+        with mp.workdps(80):
+            W_std = float(mp.sqrt(1 / k(*[mp.mpf(1)] * 3)))
+            for a, b in rows.astype(float):
+                q, cov = ((mp.mpf(a) ** 2 + sign * mp.mpf(b) ** 2) / 2 for sign in (1, -1))
+                t = mp.mpf(0)
+                for _ in range(200):
+                    q, cov, t = (mp.mpf(W_std) ** 2 * z for z in (q, cov, cov + t))
+                    q, cov, t = k(q, q, q), k(cov, q, q), t * kdot(cov, q, q)
+                theta.append(float(mp.re(t)))
+        case = {"net": "fc", "activation": act, "W_std": W_std, "depth": 200, "last": 0, "calls": 1, "rows": 2}
+        errors = []
+        for python, code, extra in ((sys.executable, OURS, [""]), (peer_python, PEER, [])):
+            run(python, code, case, x, y, str(folder / "k.npy"), *extra)
+            errors.append(np.abs(np.load(folder / "k.npy").diagonal() / theta - 1))
+        for gap, mine, its in zip(gaps, *errors, strict=True):
+            print(f"| {act} | {gap:.0e} | {mine:.1e} | {its:.1e} |", flush=True)
+
+
 def data(case: dict, folder: Path) -> tuple[str, str]:
     rng = np.random.default_rng(0)
     if case["net"] == "myrtle":
@@ -145,7 +181,13 @@ def main() -> None:
     peer_python = ROOT / ".venv-peer" / "bin" / "python"
     if not peer_python.exists():
         raise SystemExit("the peer's environment is missing: make bench-networks makes it")
-    chosen = sys.argv[1:] or ["fc", "deep", "tanh", "myrtle"]
+    chosen = sys.argv[1:] or ["fc", "deep", "tanh", "myrtle", "near"]
+    if "near" in chosen:
+        with tempfile.TemporaryDirectory() as name:
+            near(peer_python, Path(name))
+        if not (chosen := [c for c in chosen if c != "near"]):
+            return
+        print()
     columns = "s", "X @ X.T, s", "over X @ X.T", "peer, s", "times faster", "error", "its error", "MB", "its MB"
     print(f"| network | {' | '.join(columns)} |\n|---{'|--:' * len(columns)}|")
     with tempfile.TemporaryDirectory() as name:
