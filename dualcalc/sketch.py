@@ -52,8 +52,8 @@ class FeatureMap:
     exact         columns of the lowest degrees (0, and 1, where they fit), which are taken as they are
     sketched      columns of the sketch of the other degrees
     components    (degree, rank, columns) of each block of a sketch that allots columns to degrees; else ()
-    loss          share of K(x, x) that the method leaves out beside the error of the series: degrees that got no column,
-                  and what a centred map misses on the data that it was made from
+    loss          share of K(x, x) that is missed beside the error of the series: degrees that got no column, and what a
+                  centred map leaves out on the data that it was made from
     """
 
     series: Series
@@ -329,7 +329,7 @@ def _apply_maclaurin(psi: FeatureMap, V: Array, x: Array, powers: list[Array] | 
     return jnp.concatenate([real, imaginary], axis=1)
 
 
-# ---- the paper's PolySketch, for comparison ---------------------------------------------------------------------------
+# ---- the paper's PolySketch, for comparison -------------------------------------------------------------------------
 
 
 @pytree(leaves=("index", "sign"), static=("size",))
@@ -337,12 +337,13 @@ def _apply_maclaurin(psi: FeatureMap, V: Array, x: Array, powers: list[Array] | 
 class CountSketch:
     """Every coordinate of x with a random sign into one of `size` sums: in time proportional to the non-zeros of x."""
 
-    index: Array
-    sign: Array
+    index: np.ndarray
+    sign: np.ndarray
     size: int
 
     def __call__(self, x: Array) -> Array:
-        return jnp.zeros((len(x), self.size), x.dtype).at[:, self.index].add(x * self.sign.astype(x.dtype)[None])
+        signed = x.T * self.sign.astype(x.dtype)[:, None]
+        return jnp.zeros((self.size, len(x)), x.dtype).at[self.index].add(signed).T
 
     def of_sparse(self, x: scipy.sparse.csr_array) -> np.ndarray:
         index, sign = np.asarray(self.index), np.asarray(self.sign)
@@ -363,7 +364,7 @@ def _draw_tensor_sketch(rng, d: int, columns: int, degree: int, components) -> d
 
 
 def _apply_tensor_sketch(psi: FeatureMap, V: Array, x: Array, powers: list[Array] | None) -> Array:
-    """Pham and Pagh 2013: a CountSketch of the j-th tensor power is the circular convolution of j CountSketches of x."""
+    """Pham and Pagh 2013: the convolution of j CountSketches of x is a CountSketch of its j-th tensor power."""
     hashed = iter([leaf(x) for leaf in psi.projections["leaves"]] if powers is None else powers)
     blocks = []
     for j, r, count in psi.components:
