@@ -88,10 +88,10 @@ class Series:
         return jnp.where(a[:, None, None] == 0, at_zero[None], V)
 
     def kernel(self, a, b, c) -> np.ndarray:
-        """The truncated series at norms and cosines (n,), in JAX's default precision."""
-        left, right = (self(jnp.asarray(x, float)) for x in (a, b))
-        powers = jnp.asarray(c, float)[:, None] ** jnp.arange(self.degree + 1)[None, :]
-        return np.asarray(jnp.einsum("njr,njr,nj->n", left, right, powers))
+        """The truncated series at norms and cosines (n,)."""
+        left, right = (np.asarray(self(jnp.asarray(x, float)), float) for x in (a, b))
+        powers = np.asarray(c, float)[:, None] ** np.arange(self.degree + 1)
+        return np.einsum("njr,njr,nj->n", left, right, powers)
 
 
 def _coordinate(norms: tuple[float, float], a):
@@ -240,8 +240,8 @@ def series(
         at_nodes = _sample(net, get, np.append(0.0, _at(within, _nodes(n))), most).finite()
         between = _sample(net, get, _at(within, np.cos(np.pi * np.linspace(0, 1, n + 1))), most)
         missing = between.missing()
-        p = most if degree is not None else int(np.argmax(np.append(missing <= tol, True)[:-1] | (missing <= 0)))
-        p = p if missing[p] <= tol else most
+        enough = missing <= tol
+        p = int(np.argmax(enough)) if degree is None and enough[-1] else most
         table, at_zero = _factors(at_nodes, p, n, tol / 10)
         where = (0.0, math.inf) if power is not None else norms
         found = Series(table, at_zero, power or 0, where, max(float(missing[p]), 0.0), 0.0)
@@ -270,8 +270,7 @@ def _sample(net: Network, get: str, a: np.ndarray, degree: int) -> Samples:
 
 def _factors(samples: Samples, degree: int, count: int, tol: float) -> tuple[np.ndarray, np.ndarray]:
     """The table of V_j (p + 1, r, N) from the last `count` norms, Chebyshev nodes, and V_j(0) from the one before."""
-    G = samples.G[: degree + 1] / (samples.scale[:, None] * samples.scale[None, :])
-    values, vectors = np.linalg.eigh(G)
+    values, vectors = np.linalg.eigh(samples.G / (samples.scale[:, None] * samples.scale[None, :]))
     if values.min() < -NEGATIVE:
         j = int(np.argmin(values.min(axis=1)))
         raise ValueError(
@@ -279,7 +278,7 @@ def _factors(samples: Samples, degree: int, count: int, tol: float) -> tuple[np.
             "is not positive semi-definite, and has no features. A kernel was expected whose power series in the "
             "cosine has no negative coefficient"
         )
-    V = (vectors * np.sqrt(np.maximum(values, 0))[:, None, :])[:, :, ::-1]
+    V = (vectors * np.sqrt(np.maximum(values, 0))[:, None, :])[: degree + 1, :, ::-1]
     masses = np.square(V).max(axis=1)
     order = np.argsort(masses, axis=None)
     small = np.zeros(masses.size, bool)

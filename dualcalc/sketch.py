@@ -150,7 +150,7 @@ def _concatenated(psi: FeatureMap, a: Array, x: Array, powers: list[Array] | Non
         V = V * (jnp.arange(V.shape[1]) >= len(psi.exact))[None, :, None].astype(V.dtype)
         block = METHODS[psi.method].apply(psi, V, x, powers)
         if psi.normalize:
-            squares = jnp.einsum("nd,nd->n", x, x)[:, None] ** np.arange(V.shape[1])[None, :]
+            squares = jnp.einsum("nd,nd->n", x, x)[:, None] ** jnp.arange(V.shape[1], dtype=x.dtype)[None, :]
             exact, own = jnp.einsum("njr,njr,nj->n", V, V, squares), jnp.einsum("nm,nm->n", block, block)
             block = block * jnp.sqrt(jnp.where(own > 0, exact / jnp.where(own > 0, own, 1), 0))[:, None]
         blocks.append(block)
@@ -180,8 +180,9 @@ class Centre:
 
     def __call__(self, V: Array, along: Array) -> Array:
         """Coefficients (n, p + 1, s) of degrees of w, from those of degrees of x and alpha = x.u (n,)."""
+        powers = along[:, None] ** jnp.arange(V.shape[1], dtype=V.dtype)[None, :]
         i = np.arange(V.shape[1])
-        powers = along[:, None, None] ** np.maximum(i[None, None, :] - i[None, :, None], 0)
+        powers = powers[:, np.maximum(i[None, :] - i[:, None], 0)]
         return jnp.einsum("nij,njr,ijrs->nis", powers, V, self.basis.astype(V.dtype), precision="highest")
 
 
