@@ -96,7 +96,7 @@ class Series:
 
 def _coordinate(norms: tuple[float, float], a):
     """log a over the range, from -1 to 1."""
-    low, high = np.log(norms)
+    low, high = map(float, np.log(norms))
     return (2 * jnp.log(a) - (low + high)) / (high - low)
 
 
