@@ -500,13 +500,15 @@ def sketch(
     if columns:
         projections = draw(np.random.default_rng(random_state), d, columns, found.degree, components)
     if scipy.sparse.issparse(X):  # SciPy multiplies floats
-        projections["leaves"] = [_as_float(leaf, X.dtype) for leaf in projections["leaves"]]
+        projections["leaves"] = _as_float(projections["leaves"], X.dtype)
     projections = jax.tree.map(jnp.asarray, projections)
     return FeatureMap(found, centre, projections, method, d, exact, columns, components, loss, normalize)
 
 
-def _as_float(leaf, dtype):
-    return leaf if isinstance(leaf, CountSketch) else leaf.astype(dtype)
+def _as_float(leaves, dtype):
+    if isinstance(leaves, list):
+        return [_as_float(leaf, dtype) for leaf in leaves]
+    return leaves if isinstance(leaves, CountSketch) else leaves.astype(dtype)
 
 
 def _masses(found: Series, first: int) -> np.ndarray:

@@ -71,7 +71,7 @@ def test_linear_networks_are_exact():
 
 @pytest.mark.parametrize("method", ["horner", "maclaurin"])
 def test_error_falls_as_one_over_the_root(method):
-    net, X = connected("gelu", 2), rows(120, 20)
+    net, X = connected(GAUSSIAN, 2, 1.0, 0.0), rows(120, 20)
     K, sizes = np.asarray(net(X)), (200, 800, 3200)
     errors = [
         np.median([error(sketch(net, X, n, method=method, random_state=s), X, K) for s in range(5)]) for n in sizes
