@@ -183,11 +183,19 @@ def choose(
         cost = fit * (growth**3 if method == "nystrom" else 1.0) + again * n / len(others) * growth**2
         return Candidate(method, features.n_components, _errors(K, Z, None).frobenius, cost)
 
-    candidates = [measured(method, n_components, n_components) for method in ("sketch", "centred")]
-    candidates.append(measured("nystrom", min(n_components, len(fitted)), min(n_components, n)))
-    if n <= n_components:
+    candidates, refusals = [], []
+    for method in ("sketch", "centred", "nystrom"):
+        sizes = (n_components,) * 2 if method != "nystrom" else (min(n_components, len(fitted)), min(n_components, n))
+        try:
+            candidates.append(measured(method, *sizes))
+        except ValueError as reason:  # a network without series, or too few columns for it
+            refusals.append(f"{method} refuses: {reason}")
+    if not candidates:
+        raise ValueError("; ".join(refusals))
+    if n <= n_components and candidates[-1].method == "nystrom":
         candidates.append(candidates.pop()._replace(method="exact", n_components=n, error=0.0))
-    return _best(candidates, seconds, error)
+    choice = _best(candidates, seconds, error)
+    return choice._replace(reason="; ".join([choice.reason, *refusals]))
 
 
 def _best(candidates: list[Candidate], seconds: float | None, error: float | None) -> Choice:

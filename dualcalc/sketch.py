@@ -101,7 +101,9 @@ class FeatureMap:
             return _features(self, jnp.pad(rows, padding))
         a = _norms(rows)
         unit = scipy.sparse.diags_array(1 / np.where(a == 0, 1.0, a) / math.sqrt(self.d)).astype(rows.dtype) @ rows
-        powers = [np.pad(_sparse_product(unit, leaf), padding) for leaf in self.projections["leaves"]]
+        leaves = self.projections["leaves"]
+        leaves = leaves if isinstance(leaves, list) else np.asarray(leaves)  # views, not copies, of its parts
+        powers = [np.pad(_sparse_product(unit, leaf), padding) for leaf in leaves]
         x = unit.toarray() if len(self.exact) > 1 else np.zeros((len(a), 1), rows.dtype)
         a, x = np.pad(a, padding[:1]), np.pad(x, padding)
         return _combined(self, jnp.asarray(a), jnp.asarray(x), jax.tree.map(jnp.asarray, powers))
@@ -478,17 +480,22 @@ def sketch(
     found = series(net, _range(X) if norms is None else norms, get, tol=tol, degree=degree)
     centre, loss = _centre(found, *_unit(X), tol / 10) if method == "centred" else (None, 0.0)
     ranks, d = found.ranks if centre is None else centre.ranks, X.shape[1]
-    exact: tuple[int, ...] = (int(ranks[0]),)
-    if len(ranks) > 1 and ranks[0] + ranks[1] * d <= n_components:
-        exact = (int(ranks[0]), int(ranks[1]) * d)
+    draw, _, unit = METHODS[method]
+    lowest = (int(ranks[0]), *(int(rank) * d for rank in ranks[1:2]))
+
+    def least(k: int) -> int:
+        """The columns that it takes if k degrees are exact, and a sketch has the others."""
+        rest = int(ranks[k:].max(initial=0))
+        return sum(lowest[:k]) + (max(rest, unit or 1) if rest else 0)
+
+    exact: tuple[int, ...] = next((lowest[:k] for k in (2, 1) if least(k) <= n_components), ())
     left, columns = n_components - sum(exact), 0
     components: tuple[tuple[int, int, int], ...] = ()
-    draw, _, unit = METHODS[method]
     if needed := int(ranks[len(exact) :].max(initial=0)):
         if left < max(needed, unit or 1):
             raise ValueError(
-                f"n_components={n_components} came; at least {sum(exact) + max(needed, unit or 1)} are needed, of "
-                f"which degree 0 takes {exact[0]}"
+                f"n_components={n_components} came; at least {least(0)} are needed, for the rank of the coefficients "
+                "of this network on rows of these norms"
             )
         columns = math.prod(_factors(left))
         if unit is not None:
