@@ -104,7 +104,7 @@ class FeatureMap:
         leaves = self.projections["leaves"]
         leaves = leaves if isinstance(leaves, list) else np.asarray(leaves)  # views, not copies, of its parts
         powers = [np.pad(_sparse_product(unit, leaf), padding) for leaf in leaves]
-        x = unit.toarray() if len(self.exact) > 1 else np.zeros((len(a), 1), rows.dtype)
+        x = unit.toarray() if len(self.exact) > 1 or self.centre is not None else np.zeros((len(a), 1), rows.dtype)
         a, x = np.pad(a, padding[:1]), np.pad(x, padding)
         return _combined(self, jnp.asarray(a), jnp.asarray(x), jax.tree.map(jnp.asarray, powers))
 
@@ -136,15 +136,19 @@ def _features(psi: FeatureMap, X: Array) -> Array:
 
 @jax.jit
 def _combined(psi: FeatureMap, a: Array, x: Array, powers: list[Array]) -> Array:
-    """Of norms (n,), unit rows (n, d), which degree 1 alone needs, and their products with the leaves."""
+    """Of norms (n,), unit rows (n, d), for degree 1 and centring alone, and their products with the leaves."""
     return _concatenated(psi, a, x, powers)
 
 
 def _concatenated(psi: FeatureMap, a: Array, x: Array, powers: list[Array] | None) -> Array:
     V = psi.series(a)
     if psi.centre is not None:
-        along = x @ psi.centre.direction.astype(x.dtype)
-        V, x = psi.centre(V, along), x - along[:, None] * psi.centre.direction.astype(x.dtype)[None]
+        direction = psi.centre.direction.astype(x.dtype)
+        along = x @ direction
+        V, x = psi.centre(V, along), x - along[:, None] * direction[None]
+        if powers is not None:
+            leaves = psi.projections["leaves"]
+            powers = [p - along[:, None] * (direction @ u)[None] for p, u in zip(powers, leaves, strict=True)]
     blocks = [V[:, 0, :width] for width in psi.exact[:1]]
     if len(psi.exact) > 1:
         blocks.append((V[:, 1, : psi.exact[1] // psi.d, None] * x[:, None, :]).reshape(len(a), -1))
