@@ -148,7 +148,9 @@ def _concatenated(psi: FeatureMap, a: Array, x: Array, powers: list[Array] | Non
         V, x = psi.centre(V, along), x - along[:, None] * direction[None]
         if powers is not None:
             leaves = psi.projections["leaves"]
-            powers = [p - along[:, None] * (direction @ u)[None] for p, u in zip(powers, leaves, strict=True)]
+            powers = [
+                p - along[:, None] * (direction @ u.astype(x.dtype))[None] for p, u in zip(powers, leaves, strict=True)
+            ]
     blocks = [V[:, 0, :width] for width in psi.exact[:1]]
     if len(psi.exact) > 1:
         blocks.append((V[:, 1, : psi.exact[1] // psi.d, None] * x[:, None, :]).reshape(len(a), -1))
@@ -210,6 +212,7 @@ def _centre(found: Series, a: np.ndarray, x: np.ndarray, tol: float) -> tuple[Ce
         features = V * (root * along[:, None] ** np.maximum(j - i, 0))[:, :, None] * across[:, None, None] ** i
         flat = features.reshape(len(V), -1)
         components = np.linalg.svd(flat, full_matrices=False)[2].T
+        components *= np.where((flat @ components).sum(axis=0) < 0, -1, 1)  # a component has no sign of its own
         vectors.append(components)
         masses.append(np.square(flat @ components).max(axis=0))
         roots.append(root)
