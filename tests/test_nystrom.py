@@ -135,6 +135,7 @@ def test_vectors_and_float32():
         assert features(X).dtype == dtype and error(features(X), FULL(X)) < bound
 
 
+@pytest.mark.slow
 def test_more_anchors_less_error_and_batches():
     net = NETS["myrtle-like"]()
     kernel = net(SMOOTH)
