@@ -243,6 +243,7 @@ def series(
         enough = missing <= tol
         p = int(np.argmax(enough)) if degree is None and enough[-1] else most
         table, at_zero = _factors(at_nodes, p, n, tol / 10)
+        at_zero = 0 * at_zero if power else at_zero
         where = (0.0, math.inf) if power is not None else norms
         found = Series(table, at_zero, power or 0, where, max(float(missing[p]), 0.0), 0.0)
         found = replace(found, residual=_residual(found, between))
