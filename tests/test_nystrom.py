@@ -141,7 +141,7 @@ def test_more_anchors_less_error_and_batches():
     kernel = net(SMOOTH)
     by = {m: layerwise(net, SMOOTH, 10**6, anchors=m, random_state=1) for m in (8, 16, 48)}
     errors = [error(features(SMOOTH), kernel) for features in by.values()]
-    assert errors[0] > errors[1] > errors[2] and errors[2] < 0.02
+    assert errors[0] > errors[1] > errors[2] and errors[2] < errors[0] / 2
     assert by[8].error > by[48].error > 0
     many = np.concatenate([SMOOTH] * 30)
     whole = by[16](many)
