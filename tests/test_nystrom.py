@@ -145,7 +145,9 @@ def test_more_anchors_less_error_and_batches():
     assert by[8].error > by[48].error > 0
     many = np.concatenate([SMOOTH] * 30)
     whole = by[16](many)
-    assert np.allclose(whole[-12:], by[16](SMOOTH), rtol=1e-10, atol=1e-10)
+    assert (whole[:12] == whole[-12:]).all()
+    # inverse roots magnify the rounding of another shape by up to (4 sqrt(m) eps)^(-1/2): 7e-10 measured
+    assert np.allclose(whole[-12:], by[16](SMOOTH), rtol=0, atol=1e-8)
     again = layerwise(net, SMOOTH, 10**6, anchors=16, random_state=1)
     assert (again(SMOOTH) == by[16](SMOOTH)).all()
 
