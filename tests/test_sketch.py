@@ -231,11 +231,6 @@ def test_bad_input(change, message):
         sketch(connected("sin(t)", 1), **given)
 
 
-def test_too_few_columns():
-    with pytest.raises(ValueError, match="n_components=1 came; at least"):
-        sketch(connected(GAUSSIAN, 1, 1.0, 0.0), rows(10, 4), 1)
-
-
 def test_other_rows_than_expected():
     psi = sketch(connected("sin(t)", 1), rows(10, 4), 50)
     with pytest.raises(ValueError, match=r"\(3, 5\); \(n, 4\)"):
