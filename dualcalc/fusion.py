@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -79,6 +79,8 @@ def fuse(
         x = _points(nodes)
         q = np.exp((np.log(low) + np.log(high) + x * (np.log(high) - np.log(low))) / 2)
         scales = [np.sqrt(k[range(nodes), range(nodes), 0]) for k in kernels(q, np.ones(1))]
+        if not all((scale > 0).all() for scale in scales):
+            return None
         for degree in DEGREES:
             y = _points(degree + 1)
             values = kernels(q, np.sin(np.pi / 2 * y))
@@ -94,6 +96,8 @@ def fuse(
                 error = _error(found, between, fine, truth, dtype)
                 if error <= tol:
                     return replace(found, error=error)
+                if error > 16 * tol:
+                    break
             break
         else:
             return None
@@ -105,9 +109,9 @@ def angle_of(c: Array) -> Array:
     return (2 / np.pi) * angle(c, jnp.sqrt((1 - c) * (1 + c)))
 
 
-def series(terms: Sequence[Array | None], y: Array) -> Array:
-    """sum_j terms_j T_j(y), by Clenshaw's recurrence; None is zero."""
-    first = second = jnp.zeros_like(y)
+def series(terms: Sequence[Any], y: Any) -> Any:
+    """sum_j terms_j T_j(y), by Clenshaw's recurrence, of NumPy or JAX arrays; None is zero."""
+    first = second = 0 * y
     for term in terms[:0:-1]:
         next_ = 2 * y * first - second
         first, second = next_ if term is None else next_ + term, first
@@ -115,14 +119,14 @@ def series(terms: Sequence[Array | None], y: Array) -> Array:
     return last if terms[0] is None else last + terms[0]
 
 
-def terms(ranks: Sequence[int] | None, signs: Array, rows: Array | None, columns: Array | None) -> list[Array | None]:
+def terms(ranks: Sequence[int] | None, signs: Any, rows: Any, columns: Any, product: Callable = np.matmul) -> list[Any]:
     """The inner sums for pairs, (n, m) each or numbers: from `Fused.signs` and the factors (n, terms), (m, terms)."""
-    if rows is None or columns is None or ranks is None:
+    if ranks is None:
         return list(signs)
     ends = np.cumsum((0, *ranks))
     signed = rows * signs[None, :]
     return [
-        jnp.matmul(signed[:, start:end], columns[:, start:end].T, precision="highest") if end > start else None
+        product(signed[:, start:end], columns[:, start:end].T) if end > start else None
         for start, end in zip(ends[:-1], ends[1:], strict=True)
     ]
 
@@ -154,18 +158,14 @@ def _compressed(series, scales, x: np.ndarray, limits, drop: float) -> Fused:
 
 def _error(found: Fused, q: np.ndarray, y: np.ndarray, truth, dtype) -> float:
     """The largest error at these variances and these y, of which 1 comes first, in this precision."""
-    typed = partial(jnp.asarray, dtype=dtype)
-    factors = found.factors(q) or (None,) * len(truth)
+    factors = found.factors(q) or (np.ones((len(q), 1)),) * len(truth)
     worst = 0.0
     for k, (true, signs, F) in enumerate(zip(truth, found.signs(), factors, strict=True)):
-        if found.ranks is None:
-            sums = terms(None, typed(signs), None, None)
-        else:
-            sums = terms(found.ranks[k], typed(signs), typed(F), typed(F))
+        sums = terms(found.ranks and found.ranks[k], signs.astype(dtype), F.astype(dtype), F.astype(dtype))
+        if found.ranks:
             sums = [None if term is None else term[..., None] for term in sums]
-        got = series(sums, jnp.broadcast_to(typed(y), true.shape))
         top = np.sqrt(true[range(len(q)), range(len(q)), 0])
         with np.errstate(invalid="ignore", divide="ignore"):
-            errors = np.abs(np.asarray(got, float) - true) / (top[:, None] * top)[..., None]
+            errors = np.abs(series(sums, y.astype(dtype)) - true) / (top[:, None] * top)[..., None]
         worst = max(worst, float(errors.max()) if np.isfinite(errors).all() else np.inf)
     return worst

@@ -633,7 +633,7 @@ def _tile(names: tuple[str, ...], near: bool = False) -> Callable:
     return tile
 
 
-MANY = 2**18
+MANY = 2**22
 """So many pairs, or more, are worth polynomials in the norms where no tolerance is given."""
 
 WIDEST = 2.0**10
@@ -651,8 +651,9 @@ def _fused_tile(degree: int, ranks, near: bool) -> Callable:
         c = jnp.matmul(X, Y.T, precision="highest") * (a[:, None] * b[None, :] / X.shape[1])
         scale = jnp.power(q11, degree / 2)[:, None] * jnp.power(q22, degree / 2)[None, :] if degree else 1.0
         y, nothing = fusion.angle_of(jnp.clip(c, -1, 1)), (None,) * len(signs)
+        product = partial(jnp.matmul, precision="highest")
         parts = zip(ranks or nothing, signs, left or nothing, right or nothing, strict=True)
-        kernels = tuple(scale * fusion.series(fusion.terms(*part), y) for part in parts)
+        kernels = tuple(scale * fusion.series(fusion.terms(*part, product), y) for part in parts)
         return (*kernels, jnp.abs(c) > 1 - NEAR) if near else kernels
 
     return tile

@@ -63,7 +63,7 @@ def gram_det(q12, q11, q22):
     """(delta, q12p): delta = q11 q22 - q12^2 to 1 eps, and q12 projected on |q12| <= sqrt(q11 q22).
 
     Rounded inputs can have delta < 0: within 10 eps q11 q22 (5 eps of q12) they mean delta = 0, beyond it is NaN,
-    as is a negative variance."""
+    as are a negative variance, and a delta that underflows (variances below 1e-19 in float32, 1e-154 in float64)."""
     # With x = xh + xl for each input, delta is a sum of exact products (so contraction to FMA changes nothing),
     #   (ah bh - ch^2) + (ah bl + al bh - 2 ch cl) + (al bl - cl^2),
     # added with error terms (Dekker 1971) where they can matter: the first difference is exact, or no smaller than half
@@ -80,7 +80,9 @@ def gram_det(q12, q11, q22):
     variances = (q11 >= 0) & (q22 >= 0)
     possible = variances & (scaled >= 0)
     tolerated = variances & (-scaled <= pick(q11, 10 * 2.0**-23, 10 * 2.0**-52) * (a * b))
-    delta = where(possible, scaled * down * down, where(tolerated, 0.0, xp.nan + 0.0 * scaled))
+    delta = scaled * down * down
+    lost = possible & (scaled > 0) & (delta < pick(q11, 2.0**-126, 2.0**-1022))
+    delta = where(possible & ~lost, delta, where(tolerated & ~lost, 0.0, xp.nan + 0.0 * scaled))
     edge = xp.sign(q12) * xp.sqrt(q11) * xp.sqrt(q22)
     return delta, where(possible, q12, edge + delta)
 
