@@ -853,6 +853,7 @@ class LayerText(NamedTuple):
     name: str
     named: dict[str, Any] = {}
     inner: tuple[Any, ...] = ()
+    formula: bool = False
 
 
 LAYERS = {
@@ -929,10 +930,13 @@ class _Network:
             inner = self.layers(inside=True)
             self.need("mark", ")", ")")
             return LayerText(name, {}, tuple(inner))
-        numbers: list[float] = []
+        _, order, others = LAYERS.get(word, ("", (), ()))
+        numbers: list[Any] = []
         named: dict[str, Any] = {}
         glued = self.tokens[self.at][2] == self.tokens[self.at - 1][3]
         if glued and self.take("mark", "("):
+            if word in LAYERS and not order:
+                self.fail(start, f"{word} takes no arguments: write it without parentheses")
             while True:
                 key = self.take("name")
                 if key is not None:
@@ -941,20 +945,19 @@ class _Network:
                         self.fail(self.tokens[self.at - 2][2], f"got {key} twice, or a name that no layer has")
                     named[key] = self.take("name") if (word, key) == ("conv", "padding") else self.value()
                 else:
-                    numbers.append(self.number())
+                    numbers.append(self.value())
                 if self.take("mark", ")"):
                     break
                 self.need("mark", ", or )", ",")
         if word in LAYERS:
-            _, order, others = LAYERS[word]
             if len(numbers) > len(order) or set(named) - {*order[len(numbers) :], *others}:
-                self.fail(start, f"expected {word}{_arguments(order, others)}, numbers in this order or by name")
+                self.fail(start, f"expected {word}{_arguments(order, others)}, in this order or by name")
             named = dict(zip(order, numbers, strict=False)) | named
+            if word != "dense" and not {*order} <= {*named}:
+                self.fail(start, f"expected {word}{_arguments(order, others)}: {order[0]} is missing")
         elif numbers:
-            self.fail(
-                start, f"the parameters of an activation have names, as in abrelu(A=0.3,B=1.1); got {numbers[0]:g}"
-            )
-        return LayerText(name, named)
+            self.fail(start, f"the parameters of an activation have names, as in abrelu(A=0.3,B=1.1); got {numbers[0]}")
+        return LayerText(name, named, formula=formula is not None)
 
     def number(self) -> float:
         column = self.tokens[self.at][2]
@@ -979,7 +982,7 @@ def read_network(text: str) -> list[LayerText]:
 
 
 def _arguments(order: tuple[str, ...], others: tuple[str, ...]) -> str:
-    return f"({', '.join([*order, *(f'{name}=' for name in others)])})" if order else " without arguments"
+    return f"({', '.join([*order, *(f'{name}=' for name in others)])})"
 
 
 def _network(layers: Iterable[LayerText], **approximation: Any) -> Any:
@@ -989,7 +992,7 @@ def _network(layers: Iterable[LayerText], **approximation: Any) -> Any:
     def built(layer: LayerText) -> Any:
         if layer.inner:
             return networks.Residual(*map(built, layer.inner))
-        if layer.name not in LAYERS:
+        if layer.formula or layer.name not in LAYERS:
             return vectors.Activation(layer.name, **approximation, **layer.named)
         kind = LAYERS[layer.name][0]
         named = {

@@ -54,6 +54,8 @@ class Conv(Affine):
         """(height, width) that come out."""
         if self.padding == "VALID":
             return _windows(shape, self.window, self.strides)
+        if any(window > max(2 * size, 64) for window, size in zip(self.window, shape, strict=True)):
+            raise ValueError(f"the window {self.window} is larger than twice the images {shape}: take a smaller one")
         return -(-shape[0] // self.strides[0]), -(-shape[1] // self.strides[1])
 
     def _pads(self, axis: int, size: int) -> tuple[int, int]:
@@ -107,8 +109,8 @@ def slide(x: Array, axes: tuple[int, ...], window: int, stride: int) -> Array:
 
 def _pair(value, name: str) -> tuple[int, int]:
     try:
-        pair = tuple(int(v) if v == int(v) else 0 for v in value)
-    except (TypeError, ValueError):
+        pair = tuple(int(v) if v == int(v) and not isinstance(v, bool) else 0 for v in value)
+    except (TypeError, ValueError, OverflowError):
         pair = ()
     if len(pair) != 2 or min(pair) < 1:
         raise ValueError(f"{name}={value!r} came; two positive integers were expected, (height, width), as (3, 3)")

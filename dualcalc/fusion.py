@@ -161,7 +161,7 @@ def _error(found: Fused, q: np.ndarray, y: np.ndarray, truth, dtype) -> float:
     factors = found.factors(q) or (np.ones((len(q), 1)),) * len(truth)
     worst = 0.0
     for k, (true, signs, F) in enumerate(zip(truth, found.signs(), factors, strict=True)):
-        sums = terms(found.ranks and found.ranks[k], signs.astype(dtype), F.astype(dtype), F.astype(dtype))
+        sums = terms(found.ranks[k] if found.ranks else None, signs.astype(dtype), F.astype(dtype), F.astype(dtype))
         if found.ranks:
             sums = [None if term is None else term[..., None] for term in sums]
         top = np.sqrt(true[range(len(q)), range(len(q)), 0])

@@ -149,8 +149,8 @@ def plan(
     Raises ValueError where `compute` would, but for a disk that is too small: see `Plan.refusal`.
     """
     devices = tuple(jax.local_devices() if devices is None else devices)
-    if not devices:
-        raise ValueError("devices is empty; at least one was expected, or None for all of this process")
+    if not devices or not all(isinstance(device, jax.Device) for device in devices):
+        raise ValueError(f"devices={devices!r} came; jax.devices() or some of them were expected, or None for all here")
     dtype = np.dtype(dtype)
     counts = {"n": n, "m": m, "tile": tile, "memory": memory, "bytes_per_pair": bytes_per_pair}
     for name, value in {**counts, "bytes_per_point": bytes_per_point, "kernels": kernels}.items():
@@ -449,7 +449,10 @@ def _diagonals(diagonal: Any, todo: Plan) -> list[np.ndarray]:
 
 def _paths(out: Any, kernels: int, overwrite: bool) -> tuple[Path, ...]:
     """The output files, one per kernel, checked."""
-    paths = tuple(Path(path) for path in jax.tree.leaves(out))
+    try:
+        paths = tuple(Path(path) for path in jax.tree.leaves(out))
+    except TypeError:
+        raise ValueError(f"out={out!r} came; the path of a .npy file was expected, or one per kernel") from None
     if paths and (len(paths) != kernels or len({path.absolute() for path in paths}) != kernels):
         raise ValueError(f"out={out!r} came; one path for each of {kernels} kernel(s) was expected, all different")
     for path in paths:

@@ -383,6 +383,12 @@ class Activation(Layer):
         exact = self._applied(same, *(partial(f, same.q) for f in self.fns.diagonal))
         return super().act_diagonal(state).with_variance(exact) if state.pixels == 4 else exact
 
+    def diagonal(self, state: State) -> tuple[State, Any]:
+        """The diagonal pass; rows are bad, too, where the determinant of two such variances underflows."""
+        after, trace = super().diagonal(state)
+        low = (trace.q > 0) & (trace.q * trace.q < 128 * jnp.finfo(trace.q.dtype).tiny)
+        return after, trace._replace(bad=trace.bad | low.reshape(len(low), -1).any(axis=1))
+
     def _applied(self, state: State, k: Callable, kdot: Callable) -> State:
         q = k()
         if state.theta is None or is_zero(state.theta):

@@ -38,7 +38,7 @@ class FanOut(Layer):
     number: int
 
     def __post_init__(self):
-        if not (isinstance(self.number, int) and self.number > 0):
+        if isinstance(self.number, bool) or not (isinstance(self.number, int) and self.number > 0):
             raise ValueError(f"FanOut({self.number!r}) came; the number of branches was expected, such as 2")
 
     def homogeneity(self, degree):
@@ -326,6 +326,7 @@ class Network(Layer):
         """Polynomials of c at a fixed norm, the degree of the network in the norms, the variances of either side; None
         for the polynomials where norms matter or there is no tolerance."""
         eps, single = float(jnp.finfo(sides[0].dtype).eps), sides[0].dtype == jnp.float32
+        tol = _tolerance(tol)
         large = tol is not None or len(sides[0]) * len(sides[-1]) >= MANY
         tol = (8 * eps if single else 0.0) if tol is None else tol
         if sides[0].ndim == 4 or not tol > 0:
@@ -333,6 +334,8 @@ class Network(Layer):
         variances = [jnp.einsum("nd,nd->n", Z, Z, precision="highest") / Z.shape[1] for Z in sides]
         low, high = (float(f([f(q) for q in map(np.asarray, variances)])) for f in (np.min, np.max))
         degree = self.homogeneity(1)
+        if high == 0:
+            return None, 0, variances
         if degree is None and high - low <= 8 * eps * high:
             degree, low = 0, high
         elif degree is not None:
@@ -408,8 +411,8 @@ class Network(Layer):
                 q = float(jax.lax.stop_gradient(part.q[row]).max())
                 raise ValueError(
                     f"row {row} of {name} has variance q = {q:.6g} at layer {label}, {layer!r}, whose output is not "
-                    f"finite there (its domain: {layer.domain}; {X.dtype} ends at {jnp.finfo(X.dtype).max:.1e}). "
-                    f"{_remedy(layer, q, name)}"
+                    f"finite there (its domain: {layer.domain}; {X.dtype} ends at {jnp.finfo(X.dtype).max:.1e}, for q*q "
+                    f"too). {_remedy(layer, q, name)}"
                 )
         return jax.tree.map(lambda part: part._replace(bad=None), trace, is_leaf=_is_trace), end
 
@@ -438,7 +441,7 @@ class Network(Layer):
             step = partial(_diagonal_in_turn, needs)
             state, first = step(state, blocks[0])
             if _repeats(step, state, blocks[1:]):
-                state, rest = jax.lax.scan(step, state, _stacked(blocks[1:]))
+                state, rest = jax.lax.scan(step, state, _stacked(blocks[1:]), length=len(blocks) - 1)
                 traces.append(Loop(first, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), rest)))
             else:
                 traces.append(first)
@@ -456,7 +459,7 @@ class Network(Layer):
                 if isinstance(row, Loop):
                     state, _ = step(state, (block, row.first, column.first))
                     rest = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (row.rest, column.rest))
-                    state, _ = jax.lax.scan(step, state, (_stacked(blocks[n + 1 :]), *rest))
+                    state, _ = jax.lax.scan(step, state, (_stacked(blocks[n + 1 :]), *rest), length=len(blocks) - n - 1)
                     break
                 state, _ = step(state, (block, row, column))
         return state
@@ -738,6 +741,8 @@ def _is_trace(x) -> bool:
 
 def _remedy(layer: Layer, q: float, name: str) -> str:
     norms = layer.fns.norms if isinstance(layer, Activation) else None
+    if norms is None and q < 1:
+        return f"Products of variances underflow: scale the rows of {name} up, or compute in float64"
     if norms is not None and q < norms[0] ** 2:
         return f"Scale the rows of {name} up, take b_std > 0 before it, or Activation(..., norms=(less, {norms[1]:g}))"
     wider = "" if norms is None else f", or Activation(..., norms=({norms[0]:g}, more))"
@@ -774,6 +779,16 @@ def _names(get) -> tuple[str, ...]:
 def _result(names: tuple[str, ...]):
     """The named tuple of these kernels: one class each, as JAX compares results by class."""
     return namedtuple("Kernels", names)
+
+
+def _tolerance(tol) -> float | None:
+    try:
+        number = None if tol is None else float(tol)
+    except (TypeError, ValueError):
+        number = -1.0
+    if number is not None and not 0 <= number < 1 or isinstance(tol, bool):
+        raise ValueError(f"tol={tol!r} came; a number in [0, 1) was expected, as 1e-6, or None")
+    return number
 
 
 def _points(data, name: str) -> Array:

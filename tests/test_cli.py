@@ -282,17 +282,17 @@ def test_catalog_new(tmp_path):
 def test_network_text():
     layers = cli.read_network(" dense(1.5, .1)  gelu {t * Phi(t)} abrelu(A=0.3,B=-1e0) dense(b_std=2) p(a=[1,2]) ")
     assert layers == [
-        ("dense", {"W_std": 1.5, "b_std": 0.1}, ()),
-        ("gelu", {}, ()),
-        ("t * Phi(t)", {}, ()),
-        ("abrelu", {"A": 0.3, "B": -1.0}, ()),
-        ("dense", {"b_std": 2.0}, ()),
-        ("p", {"a": [1.0, 2.0]}, ()),
+        ("dense", {"W_std": 1.5, "b_std": 0.1}, (), False),
+        ("gelu", {}, (), False),
+        ("t * Phi(t)", {}, (), True),
+        ("abrelu", {"A": 0.3, "B": -1.0}, (), False),
+        ("dense", {"b_std": 2.0}, (), False),
+        ("p", {"a": [1.0, 2.0]}, (), False),
     ]
     images = "conv(3, W_std=2, padding=CIRCULAR, strides=[1,2]) residual(relu conv( 3 ) ) layernorm globalavgpool dense"
     conv, residual, *_ = cli.read_network(images)
-    assert conv == ("conv", {"window": 3.0, "W_std": 2.0, "padding": "CIRCULAR", "strides": [1.0, 2.0]}, ())
-    assert residual == ("residual", {}, (("relu", {}, ()), ("conv", {"window": 3.0}, ())))
+    assert conv == ("conv", {"window": 3.0, "W_std": 2.0, "padding": "CIRCULAR", "strides": [1.0, 2.0]}, (), False)
+    assert residual == ("residual", {}, (("relu", {}, (), False), ("conv", {"window": 3.0}, (), False)), False)
     assert repr(cli._network(cli.read_network(images))) == (
         "serial(Conv((3, 3), strides=(1, 2), padding='CIRCULAR', W_std=2.0, b_std=0.0), "
         "Residual(Activation('relu'), Conv((3, 3), strides=(1, 1), padding='SAME', W_std=1.0, b_std=0.0)), "
@@ -309,7 +309,8 @@ def test_network_text():
         ("relu(spec=1)", 5), ("a;b", 1), ("dense(__import__('os'))", 6), ("abs(A=[)", 7), ("abs(A=[1)", 8),
         ("dense\x00", 5), ("dense()", 6), ("relu Dense", 5), ("residual", 8), ("residual()", 9), ("residual(relu", 13),
         ("Conv(3)", 0), ("conv(3,relu=1)", 0), ("conv(3,4)", 0), ("flatten(1)", 0), ("dense)", 5), ("scale(a)", 7),
-        ("residual(relu)dense", 14), ("conv(3,padding=3)", 15),
+        ("residual(relu)dense", 14), ("conv(3,padding=3)", 15), ("conv", 0), ("relu scale", 5), ("layernorm()", 0),
+        ("conv(padding=SAME)", 0),
     ],
 )  # fmt: skip
 def test_network_text_errors(text, column):
@@ -356,8 +357,12 @@ def test_kernel_of_images(data):
     run("kernel", "conv(3) relu avgpool(2) flatten dense", "--data", data / "I.npy", "-o", data / "K.npy")
     net = dc.serial(dc.Conv((3, 3)), dc.Activation("relu"), dc.AvgPool((2, 2)), dc.Flatten(), dc.Dense())
     assert np.array_equal(np.load(data / "K.npy"), net(images))
-    error = run("kernel", "conv(3) relu dense", "--data", data / "I.npy", "-o", data / "L.npy", code=2).stderr
-    assert "append Flatten() or GlobalAvgPool()" in error
+    for text, reason in (
+        ("conv(3) relu dense", "append Flatten() or GlobalAvgPool()"),
+        ("conv(3000) flatten", "take a smaller one"),
+        ("{conv} flatten", "unknown"),
+    ):
+        assert reason in run("kernel", text, "--data", data / "I.npy", "-o", data / "L.npy", code=2).stderr
 
 
 def test_kernel_plan(data):

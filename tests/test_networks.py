@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dualcalc import NoClosedForm, derive, from_kernel
-from dualcalc.layers import Activation, Dense
+from dualcalc.layers import Activation, Dense, Dropout, Identity, LayerNorm
 from dualcalc.networks import serial
 
 DATA = json.loads((Path(__file__).parent / "data" / "networks.json").read_text())
@@ -294,3 +294,25 @@ def test_positive_semidefinite(dtype):
         for kernel in net(rows, get=BOTH):
             values = np.linalg.eigvalsh(np.asarray(kernel, float))
             assert values[0] >= -50 * np.finfo(dtype).eps * values[-1]
+
+
+@pytest.mark.parametrize("layer", [LayerNorm(), Identity(), Dropout(0.1)])
+def test_layers_without_numbers_in_a_row(layer):
+    rows = np.random.default_rng(0).normal(size=(4, 3))
+    inner = [layer] * (1 if isinstance(layer, LayerNorm) else 5)
+    expected = serial(Dense(), *inner, Activation("relu"), Dense())(rows)
+    assert np.allclose(serial(Dense(), *[layer] * 5, Activation("relu"), Dense())(rows), expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e-10, 1e-12, 1e-17])
+def test_small_rows_in_float32(scale):
+    """Right, or refused: variances whose products underflow lose the angle."""
+    rows = np.random.default_rng(0).normal(size=(24, 9)) * scale
+    net = serial(Dense(1.4), Activation("relu"), Dense(1.4))
+    try:
+        kernel = np.asarray(net(rows.astype(np.float32), tol=0), float)
+    except ValueError as error:
+        assert scale < 1e-8 and "underflow" in str(error)
+    else:
+        exact = net(rows)
+        assert np.abs(kernel - exact).max() <= 1e-6 * np.abs(exact).max()
