@@ -411,8 +411,8 @@ class Network(Layer):
                 q = float(jax.lax.stop_gradient(part.q[row]).max())
                 raise ValueError(
                     f"row {row} of {name} has variance q = {q:.6g} at layer {label}, {layer!r}, whose output is not "
-                    f"finite there (its domain: {layer.domain}; {X.dtype} ends at {jnp.finfo(X.dtype).max:.1e}, for q*q "
-                    f"too). {_remedy(layer, q, name)}"
+                    f"finite there (its domain: {layer.domain}; {X.dtype} ends at {jnp.finfo(X.dtype).max:.1e}, "
+                    f"q*q included). {_remedy(layer, q, name)}"
                 )
         return jax.tree.map(lambda part: part._replace(bad=None), trace, is_leaf=_is_trace), end
 
