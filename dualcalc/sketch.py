@@ -276,7 +276,8 @@ def _apply_horner(psi: FeatureMap, V: Array, x: Array, powers: list[Array] | Non
     dtype, rank, projections = x.dtype, V.shape[2], psi.projections
     first, second = (jnp.asarray(projections[name], dtype) for name in ("first", "second"))
     m, k = len(first), len(second)
-    spread = jnp.repeat(second[:rank, None, :], m, axis=1) / math.sqrt(m)
+    across, down = np.divmod(np.arange(rank) % (m * k), k)  # ranks beyond are of exact degrees, and zero here
+    spread = first[across][:, :, None] * second[down][:, None, :]
 
     def step(sketch: Array, at) -> tuple[Array, None]:
         coefficients, signs, leaf, power = at
