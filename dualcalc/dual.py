@@ -98,6 +98,14 @@ class Dual:
             return ()
         return tuple(b.gate.at for b in self.derivative(1) if b.gate and b.gate.kind == "delta")
 
+    @cached_property
+    def kinks(self) -> tuple[sp.Expr, ...]:
+        """Where the pieces of the activation meet; () where it is unknown or outside the closed class."""
+        try:
+            return () if self.activation is None else self.pieces.breaks
+        except NoClosedForm:
+            return ()
+
     # ---- the kernels -----------------------------------------------------------------------------------------------
 
     def member(self, m: int, n: int) -> list[Term]:

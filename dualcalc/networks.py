@@ -327,7 +327,7 @@ class Network(Layer):
         for the polynomials where norms matter or there is no tolerance."""
         eps, single = float(jnp.finfo(sides[0].dtype).eps), sides[0].dtype == jnp.float32
         tol = _tolerance(tol)
-        large = tol is not None or len(sides[0]) * len(sides[-1]) >= MANY
+        worth = tol is not None or (len(sides[0]) * len(sides[-1]) >= MANY and not self._kinked())
         tol = (8 * eps if single else 0.0) if tol is None else tol
         if sides[0].ndim == 4 or not tol > 0:
             return None, 0, []
@@ -342,13 +342,18 @@ class Network(Layer):
             if degree == 0 and low == 0:
                 return None, 0, variances
             low = high = 1.0
-        elif not large or not 0 < low * WIDEST >= high:
+        elif not worth or not 0 < low * WIDEST >= high:
             return None, 0, variances
         else:  # few ranges, so that the polynomials of one call serve another
             degree, low, high = 0, 2 ** (math.floor(2 * math.log2(low)) / 2), 2 ** (math.ceil(2 * math.log2(high)) / 2)
         leaves, structure = jax.tree.flatten(self)
         found = _polynomials(structure, tuple(map(float, leaves)), names, low, high, sides[0].dtype, tol)
         return found, degree, variances
+
+    def _kinked(self) -> bool:
+        """Whether an activation is in pieces: behind a bias, its kernels are not smooth in the norms."""
+        layers = jax.tree.leaves(self, is_leaf=lambda x: isinstance(x, Activation))
+        return any(isinstance(layer, Activation) and layer.fns.dual.kinks for layer in layers)
 
     def _mended(self, names, X: np.ndarray, Y: np.ndarray, i: np.ndarray, j: np.ndarray) -> list[np.ndarray]:
         """The kernels of nearly parallel pairs (X[i], Y[j]) in float64, from the differences of the rows."""
@@ -636,7 +641,7 @@ def _tile(names: tuple[str, ...], near: bool = False) -> Callable:
     return tile
 
 
-MANY = 2**22
+MANY = 2**19
 """So many pairs, or more, are worth polynomials in the norms where no tolerance is given."""
 
 WIDEST = 2.0**10

@@ -81,11 +81,12 @@ def test_fusion(name):
 def test_fusion_of_free_norms(name):
     """Polynomials also in the norms, for NNGP and NTK at once; taken by themselves where pairs are many."""
     net = deep(3, name, 1.2, 0.1)
-    rows = np.random.default_rng(1).normal(size=(512, 9))
-    rows *= (np.linspace(1.5, 6, 512) / np.linalg.norm(rows, axis=1))[:, None]
+    rows = np.random.default_rng(1).normal(size=(725, 9))
+    rows *= (np.linspace(1.5, 6, 725) / np.linalg.norm(rows, axis=1))[:, None]
     single = rows.astype(np.float32)
     found = net.fusion(single, get=BOTH)
-    assert found.error <= 8 * 2.0**-23 and found.terms and net.fusion(single[:500, :], get=BOTH) is None
+    assert found.error <= 8 * 2.0**-23 and found.terms and net.fusion(single[:720], get=BOTH) is None
+    assert deep(3, "relu", 1.2, 0.1).fusion(single) is None
     exact = net(rows[:60], get=BOTH, tol=0)
     close([k[:60, :60] for k in net(single, get=BOTH)], exact, 2e-6)
     close(net(single[:60], single[:5], get=BOTH, tol=1e-5), [k[:, :5] for k in exact], 1.1e-5)
