@@ -746,7 +746,7 @@ def _is_trace(x) -> bool:
 
 def _remedy(layer: Layer, q: float, name: str) -> str:
     norms = layer.fns.norms if isinstance(layer, Activation) else None
-    if norms is None and q < 1:
+    if norms is None and q < 1e-15:
         return f"Products of variances underflow: scale the rows of {name} up, or compute in float64"
     if norms is not None and q < norms[0] ** 2:
         return f"Scale the rows of {name} up, take b_std > 0 before it, or Activation(..., norms=(less, {norms[1]:g}))"
