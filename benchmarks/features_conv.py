@@ -16,7 +16,8 @@ import numpy as np
 from sklearn.datasets import load_digits, load_sample_images
 
 import dualcalc as dc
-from dualcalc.nystrom import layerwise, nystrom
+from dualcalc.layerwise import layerwise
+from dualcalc.nystrom import nystrom
 
 ACTIVATIONS = {
     "normalized_gaussian": (lambda: dc.Activation(dc.from_kernel(kappa="exp(t - 1)")), 1.0),

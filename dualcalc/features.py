@@ -14,8 +14,9 @@ import jax
 import numpy as np
 from scipy.linalg import eigh
 
+from .layerwise import layerwise
 from .networks import Network, _names
-from .nystrom import layerwise, nystrom, positive
+from .nystrom import nystrom, positive
 from .sketch import sketch
 
 METHODS = ("sketch", "centred", "nystrom", "exact", "layerwise", "auto")

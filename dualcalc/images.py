@@ -23,7 +23,7 @@ import click
 import numpy as np
 
 from .conv import myrtle
-from .nystrom import layerwise
+from .layerwise import layerwise
 from .ridge import RidgeStream
 
 BATCH = 250

@@ -541,7 +541,7 @@ def _rows(X):
     if not scipy.sparse.issparse(X):
         X = _points(X, "X")
         if X.ndim != 2:
-            raise ValueError(f"X has shape {X.shape}; rows (n, d) were expected: features of images are in nystrom.py")
+            raise ValueError(f"X has shape {X.shape}; rows (n, d) were expected: for images take method='layerwise'")
         return X
     X = scipy.sparse.csr_array(X)
     X = X.astype(np.float32 if X.dtype == np.float32 else jnp.zeros(()).dtype)
