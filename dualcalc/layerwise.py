@@ -379,6 +379,9 @@ class Layerwise:
         return f"<{self.get} features layer by layer, {self.n_components} columns, of {self.net!r}>"
 
 
+GROWTH = 2 / 3
+"""Anchors grow as pixels^-GROWTH: of the rules tried, about the least error of Myrtle-5 for its time."""
+
 LIVE = 8
 """So many arrays of the size of the largest part of a signal are alive at a time, about."""
 
@@ -392,7 +395,7 @@ def layerwise(
     get: str = "ntk",
     method: str = "nystrom",
     selection: str = "k-means",
-    images: int = 128,
+    images: int = 256,
     patches: int = 4096,
     degree: int = 8,
     random_state=0,
@@ -405,9 +408,8 @@ def layerwise(
     n_components   the columns at most. Where the network ends in more, the last reduction is a Nystrom approximation of
                    the linear kernel of its columns through as many rows of X; where it ends in fewer, take more anchors
                    for more
-    anchors        of the first activation; where pooling leaves fewer pixels there are more, as 1/sqrt(pixels), and
-                   every activation takes about the same time. Or a number for every activation. A pixel has at most as
-                   many features of either kernel
+    anchors        of the first activation; where pooling leaves fewer pixels there are more (`GROWTH`), in Myrtle-5
+                   64, 64, 161, 406. Or a number for every activation. A pixel has at most as many features per kernel
     method         "nystrom": the kernels with anchors among the patches before the activation, which must not be
                    homogeneous; "sketch": oblivious (`Sketch`), for comparison
     selection      of anchors: "k-means" (centroids), "pivoted" (as in `nystrom`, by the sum of both kernels), "uniform"
@@ -441,8 +443,8 @@ def layerwise(
 
     def active(layer: Activation, signal: Signal) -> Signal:
         places.append(math.prod(_shape(signal)[1:3]))
-        grown = given[0] * math.sqrt(places[0] / places[-1])
-        count = given[len(tables)] if len(given) == activations else max(given[0], round(grown))
+        grown = round(given[0] * (places[0] / places[-1]) ** GROWTH)
+        count = given[len(tables)] if len(given) == activations else max(given[0], grown)
         pixels = _pixels(signal, patches, generator)
         choose = partial(_sketched, degree=degree) if method == "sketch" else partial(_anchored, selection=selection)
         table = choose(layer, pixels, count, ntk, generator)
@@ -500,9 +502,9 @@ def _errors(table, layer: Activation, pixels: Signal, ntk: bool) -> tuple[float,
 CUT = 100
 """Directions of the kernel with the anchors that are below so many eps of the largest are rounding."""
 
-SLACK = 0.25
-"""A root leaves out its least directions, up to this share of the trace that the anchors miss anyway: half of the
-directions, often, which the next convolution then need not look at."""
+SLACK = 0.5, 0.15
+"""A root leaves out its least directions, which the next convolution then need not look at, up to this share of the
+trace that the anchors miss anyway: of q where it only serves Theta, and of the kernel that was asked for."""
 
 BLOCK = 512
 """Columns of the kernel between the pixels that are in memory at a time, when roots are fitted."""
@@ -546,7 +548,10 @@ def _anchored(layer: Activation, pixels: Signal, count: int, ntk: bool, generato
         for core, (U, _), kernel, diagonal in zip(cores, bases, found, diagonals, strict=True):
             np.fill_diagonal(kernel[block], diagonal[block])
             core += U.T @ kernel @ U[block]
-    roots = [_root(core, inverse, d.sum()) for core, (_, inverse), d in zip(cores, bases, diagonals, strict=True)]
+    roots = [
+        _root(core, inverse, diagonal.sum(), slack)
+        for core, (_, inverse), diagonal, slack in zip(cores, bases, diagonals, SLACK[-len(bases) :], strict=True)
+    ]
     return table(anchors)._replace(roots=tuple(jnp.asarray(root, values[0].dtype) for root in roots))
 
 
@@ -562,14 +567,14 @@ def _basis(kernel: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
     return U[:, kept], Vt[kept].T / values[kept]
 
 
-def _root(core: np.ndarray, inverse: np.ndarray, trace: float) -> np.ndarray:
+def _root(core: np.ndarray, inverse: np.ndarray, trace: float, slack: float) -> np.ndarray:
     """R (m, rank): on the pixels that it is fitted on, features C R are the best that the span of C allows.
 
     With C = U S V' (n, m) the kernel K of pixels and anchors, core = U' K U and inverse = V / S: then C R R' C' is
     U U' K U U' (the modified Nystrom method, Wang and Zhang 2013), where C K_mm^(-1) C' fits the anchors alone."""
     values, vectors = np.linalg.eigh((core + core.T) / 2)
     values = np.maximum(values, 0.0)
-    kept = np.cumsum(values) > SLACK * max(trace - values.sum(), 0.0)
+    kept = np.cumsum(values) > slack * max(trace - values.sum(), 0.0)
     return (inverse @ (vectors[:, kept] * np.sqrt(values[kept])))[:, ::-1]
 
 

@@ -27,7 +27,7 @@ from .series import ONE_NORM, TOL, Series, series
 MARGIN = 1.25
 """The range of norms is wider than that of the data by this factor on either side."""
 
-BATCH = {"cpu": 2**21}
+BATCH = {"cpu": 2**22}
 """Bytes of one intermediate array of a batch of rows: on a CPU what its caches hold, else 2^26."""
 
 SAMPLE = 2000  # rows that a centre is made from
@@ -194,9 +194,9 @@ class Centre:
         return jnp.einsum("nij,njr,ijrs->nis", powers, V, self.basis.astype(V.dtype), precision="highest")
 
 
-def _centre(found: Series, a: np.ndarray, x: np.ndarray, tol: float) -> tuple[Centre, float]:
-    """Of unit rows (n, d) with norms a: by principal components of the features of every degree. The share of K(x, x)
-    that they miss comes with it."""
+def _centre(found: Series, a: np.ndarray, x: np.ndarray, tol: float, most: int) -> tuple[Centre, float]:
+    """Of unit rows (n, d) with norms a: by principal components of the features of every degree, at most `most` a
+    degree. The share of K(x, x) that they miss comes with it."""
     mean = x.mean(axis=0)
     length = np.linalg.norm(mean)
     direction = mean / length if length > 0 else mean
@@ -219,15 +219,16 @@ def _centre(found: Series, a: np.ndarray, x: np.ndarray, tol: float) -> tuple[Ce
     flat_masses = np.concatenate(masses)
     order = np.argsort(flat_masses)
     small = np.zeros(len(order), bool)
-    dropped = np.cumsum(flat_masses[order])
-    small[order] = dropped <= tol
+    small[order] = np.cumsum(flat_masses[order]) <= tol
     keep = np.split(~small, np.cumsum([len(m) for m in masses])[:-1])
+    for mass, kept in zip(masses, keep, strict=True):
+        kept[np.argsort(-np.where(kept, mass, 0))[most:]] = False
     basis = np.zeros((count, V.shape[1] * V.shape[2], max(1, max(k.sum() for k in keep))))
     for i in range(count):
         chosen = vectors[i][:, keep[i]]
         basis[i, :, : chosen.shape[1]] = chosen
     basis = basis.reshape(count, *V.shape[1:], -1) * np.array(roots)[:, :, None, None]
-    return Centre(direction, basis), float(dropped[dropped <= tol].max(initial=0.0))
+    return Centre(direction, basis), float(sum(mass[~kept].sum() for mass, kept in zip(masses, keep, strict=True)))
 
 
 # ---- Sketched Horner ------------------------------------------------------------------------------------------------
@@ -254,11 +255,13 @@ def _sign_rows(rng: np.random.Generator, d: int, count: int) -> np.ndarray:
 
 
 def _factors(count: int) -> tuple[int, int]:
-    """Factors of the largest number up to `count` that has two of similar size; 1 and `count` where it is small."""
-    for size in range(count, 63, -1):
+    """Factors of the largest number up to `count` that has two of similar size; 1 and `count` where it is small. Where
+    it is large they are multiples of 4, which saves a tenth of the time of the products with them."""
+    unit = 4 if count >= 1024 else 1
+    for size in range(count // unit**2, 63 // unit**2, -1):
         first = next(m for m in range(math.isqrt(size), 0, -1) if size % m == 0)
         if 4 * first >= size // first:
-            return first, size // first
+            return unit * first, unit * (size // first)
     return 1, count
 
 
@@ -486,7 +489,7 @@ def sketch(
         raise ValueError(f"n_components={n_components!r} came; a positive integer was expected")
     X = _rows(X)
     found = series(net, _range(X) if norms is None else norms, get, tol=tol, degree=degree)
-    centre, loss = _centre(found, *_unit(X), tol / 10) if method == "centred" else (None, 0.0)
+    centre, loss = _centre(found, *_unit(X), tol / 10, n_components) if method == "centred" else (None, 0.0)
     ranks, d = found.ranks if centre is None else centre.ranks, X.shape[1]
     draw, _, unit = METHODS[method]
     lowest = (int(ranks[0]), *(int(rank) * d for rank in ranks[1:2]))

@@ -8,7 +8,7 @@ import pytest
 
 from dualcalc import from_kernel
 from dualcalc.atoms import NoClosedForm
-from dualcalc.conv import AvgPool, Conv, Flatten, GlobalAvgPool
+from dualcalc.conv import AvgPool, Conv, Flatten, GlobalAvgPool, myrtle
 from dualcalc.layers import Activation, Dense, Dropout, LayerNorm, Scale
 from dualcalc.layerwise import _polynomial, _polynomials, centroids, layerwise
 from dualcalc.networks import KERNELS, FanInSum, FanOut, Residual, parallel, serial
@@ -161,6 +161,13 @@ def test_more_anchors_less_error_and_batches():
     assert (again(SMOOTH) == by[16](SMOOTH)).all()
 
 
+def test_anchors_grow_where_pixels_are_fewer_or_are_given():
+    net = NETS["myrtle-like"]()
+    for anchors, counts in ((8, [8, 8, 20]), ([8, 4, 6], [8, 4, 6])):
+        features = layerwise(net, SMOOTH, 10**6, anchors=anchors, get="nngp")
+        assert [len(table.variances) for table in features.tables] == counts
+
+
 def test_last_reduction():
     net = NETS["myrtle-like"]()
     features = layerwise(net, SMOOTH, 10, anchors=16)
@@ -198,6 +205,24 @@ def test_sketch_is_near_in_the_mean_and_nearer_with_more_columns(activation, get
     assert errors[1] < 0.15 and errors[1] < errors[0] / 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("activation, W_std", [("normalized_gaussian", 1.0), ("relu", ROOT)])
+def test_myrtle_on_crops_of_a_photograph_that_anchors_have_not_seen(activation, W_std):
+    from sklearn.datasets import load_sample_images
+
+    generator = np.random.default_rng(0)
+    crops = []
+    for photograph, count in zip(load_sample_images().images, (512, 16), strict=True):
+        corners = [generator.integers(size - 32, size=count) for size in photograph.shape[:2]]
+        crops.append(np.stack([photograph[y : y + 32, x : x + 32] for y, x in zip(*corners, strict=True)]))
+    mean, std = crops[0].mean((0, 1, 2)), crops[0].std((0, 1, 2))
+    fitted, scored = (((x - mean) / std).astype(np.float32) for x in crops)
+    net = myrtle(5, activation, W_std=W_std)
+    kernel = net(scored)
+    errors = [error(layerwise(net, fitted, 4096, random_state=seed)(scored), kernel) for seed in range(5)]
+    assert np.median(errors) < 0.05
+
+
 def test_bad_input():
     net = NETS["normalized Gaussian"]()
     for call, words in (
@@ -207,6 +232,9 @@ def test_bad_input():
         (lambda: nystrom(serial(Dense(), RELU, Dense()), np.zeros((3, 2)), 2), "is zero on every row"),
         (lambda: nystrom(FULL, ROWS, 5)(ROWS[:, :3]), r"rows of shape \(6,\) were fitted"),
         (lambda: layerwise(net, SMOOTH, 8, anchors=2.5), "anchors=2.5"),
+        (lambda: layerwise(net, SMOOTH, 8, anchors=(8, 8)), "has 1 activations"),
+        (lambda: layerwise(net, SMOOTH, 8, anchors=(0,)), "an entry of anchors=0"),
+        (lambda: layerwise(net, SMOOTH, 8, anchors="8"), "anchors='8'"),
         (lambda: layerwise(net, SMOOTH, 8, method="other"), "method='other'"),
         (lambda: layerwise(net, ROWS, 8), "needs images"),
         (lambda: layerwise(serial(Dense(), Residual(RELU, Dropout(0.2), Dense())), ROWS, 8), r"Dropout\(rate=0.2\)"),
