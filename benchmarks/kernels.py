@@ -265,7 +265,8 @@ def main() -> None:
     text = report(rows, commands, options.date, load, statistics.median(units), options.repeats)
     print(text)
     if not options.quick:
-        RESULTS.write_text(text)
+        _, features, rest = RESULTS.read_text().partition("\n## Features")  # of other benchmarks
+        RESULTS.write_text(text + features + rest)
         print(f"wrote {RESULTS}")
 
 

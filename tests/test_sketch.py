@@ -188,6 +188,13 @@ def test_normalized_rows_have_the_exact_diagonal(method):
     np.testing.assert_allclose(np.square(F).sum(axis=1), np.diagonal(net(X)), rtol=2 * psi.error)
 
 
+def test_a_centred_sketch_of_few_columns_says_what_it_leaves_out():
+    net, X = connected("gelu", 1), rows(40, 5)
+    few, many = (sketch(net, X, m, method="centred") for m in (1, 2000))
+    assert few.n_components == 1 and few(X).shape == (40, 1)
+    assert few.error > 0.5 and many.error < 0.002
+
+
 def test_zero_rows():
     X = rows(20, 6)
     X[3] = 0
