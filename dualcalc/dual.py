@@ -68,9 +68,10 @@ class Dual:
 
     @cached_property
     def homogeneity(self) -> int | None:
-        """p with s(a t) = a^p s(t) for all a > 0, else None."""
+        """p with s(a t) = a^p s(t) for all a > 0, so that k(a q) = a^p k(q), else None."""
         if self.activation is None:
-            return None
+            degree = _degree(self.kernel) if isinstance(self.kernel, sp.Expr) else None
+            return int(degree) if degree is not None and degree.is_Integer else None
         degrees = set()
         for b in self.blocks:
             gate_moves = b.gate is not None and (b.gate.at != 0 or b.gate.kind == "erf")
@@ -375,6 +376,23 @@ def _with_values(expr, values, source, defaults) -> Dual:
 
 
 # ---- kernels without an activation ----------------------------------------------------------------------------------
+
+
+def _degree(expr: sp.Expr) -> sp.Expr | None:
+    """p with f(a q) = a^p f(q) for all a > 0, read from the structure of f(q11, q12, q22); None where it shows none."""
+    if expr in (q11, q12, q22):
+        return sp.Integer(1)
+    degrees = [_degree(part) for part in expr.args]
+    if not degrees:
+        return sp.Integer(0)
+    if None in degrees:
+        return None
+    if expr.is_Mul:
+        return sp.Add(*degrees)
+    if expr.is_Pow and degrees[1] == 0 and (degrees[0] == 0 or expr.exp.is_Rational):
+        return degrees[0] * expr.exp if degrees[0] else sp.Integer(0)
+    same = degrees[0] if len(set(degrees)) == 1 else None
+    return same if expr.is_Add or same == 0 else None
 
 
 def from_kernel(kernel=None, *, kappa=None, source: str = "", defaults=None, assume_known=None, **parameters) -> Dual:

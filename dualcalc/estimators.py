@@ -10,8 +10,9 @@ any parameter does. Features come in the precision of X where JAX is set to 64 b
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ import numpy as np
 from .features import OBLIVIOUS, Choice, choose, feature_map
 from .layers import Activation, Dense
 from .networks import Network, serial
+from .nystrom import positive
 from .ridge import Path, RidgeStream
 
 try:
@@ -83,6 +85,7 @@ class _Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         """Build the map. A sketch takes from X only its number of columns and the range of norms."""
         X = self._validated(X, reset=True)
         self._seed = _seed(self.random_state)
+        self.__dict__.pop("_extremes", None)
         if self.method in OBLIVIOUS:
             X = self._extremes = _extremes(X)
         return self._built(X)
@@ -91,13 +94,15 @@ class _Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     def partial_fit(self, X, y=None):
         """Widen the range of norms that a sketch serves to that of X too; a wider range is a new map, with the same
         random numbers. See all batches before the first `transform`. Other methods need all rows at once: `fit`."""
-        if not hasattr(self, "map_"):
+        if not hasattr(self, "_extremes"):
             return self.fit(X)
         known, X = self._extremes, self._validated(X, reset=False)
         self._extremes = _extremes(np.concatenate([known, _extremes(X)]))
         return self if np.array_equal(known, self._extremes) else self._built(self._extremes)
 
     def _built(self, X):
+        if not isinstance(self.options, Mapping | None):
+            raise ValueError(f"options={self.options!r} came; a dictionary was expected, such as {{'degree': 8}}")
         net, options = self.net or default_network(), dict(self.options or {})
         self.choice_ = Choice(self.method, "as asked")
         if self.method == "auto":
@@ -112,7 +117,7 @@ class _Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         """Features (n, n_components) as a NumPy array."""
         check_is_fitted(self)
         X = self._validated(X, reset=False)
-        return np.concatenate([np.asarray(self.map_(X[rows])) for rows in _slices(X.shape[0])])
+        return np.concatenate([_within(rows, X, self.map_) for rows in _slices(X.shape[0])])
 
     def _validated(self, X, reset: bool):
         sparse = "csr" if self.__sklearn_tags__().input_tags.sparse else False
@@ -130,12 +135,13 @@ class NTKFeatures(_Features):
 
     net            a network, as `dc.serial(dc.Dense(1.5), dc.Activation("gelu"), dc.Dense())`; if not given, a ReLU
                    network of depth 3
-    n_components   the columns, at most: fewer where there are fewer landmarks
+    n_components   the columns, at most: fewer where there are fewer landmarks, or where a sketch mixes faster. The rows
+                   of X for "exact"
     method         "sketch": random, knows only the number of columns and the norms of X, takes sparse rows. "centred":
                    a sketch about the mean direction of X. "nystrom": through landmarks among the rows of X, on most
                    data the best. "exact": every row a landmark. "layerwise": for images. "auto": the best of them on
                    X, or the cheapest; `choice_.reason` says why. Also "maclaurin", "tensorsketch", "polysketch"
-    random_state   an integer, None or a NumPy RandomState; an integer gives the same features each time
+    random_state   an integer, None, a NumPy RandomState or Generator; an integer gives the same features each time
     options        of the method: {"normalize": True, "degree": 8, "tol": 1e-4} of a sketch, {"selection": "uniform"} of
                    Nystrom, {"anchors": 32} of layerwise, {"seconds": 60} or {"error": 0.01} of auto (`features.choose`)
 
@@ -209,15 +215,22 @@ class _Streaming(BaseEstimator):
         self.random_state = random_state
 
     def _started(self, X):
-        self.features_ = clone(NTKFeatures() if self.features is None else self.features).fit(X)
-        self._stream = RidgeStream(folds=self.folds, seed=_seed(self.random_state))
-        self._path: Path | None = None
+        stream = RidgeStream(folds=self.folds, seed=_seed(self.random_state))
+        self.features_ = clone(self._transformer()).fit(X)
+        self._stream, self._path = stream, None
+
+    def _transformer(self):
+        features = NTKFeatures() if self.features is None else self.features
+        if not hasattr(features, "transform"):
+            raise TypeError(f"features={features!r} came; a transformer was expected, such as NTKFeatures(net)")
+        return features
 
     def _taken(self, X, targets):
-        """targets: of rows, so that one-hot ones are never in memory together."""
-        for rows in _slices(X.shape[0], self.batch_size):
-            self._stream.add(self.features_.transform(X[rows]), targets(rows))
-        self._path = None
+        """All rows or, where one is refused, none. targets: of rows; one-hot ones are never in memory together."""
+        stream = copy.deepcopy(self._stream)
+        for rows in _slices(X.shape[0], positive(self.batch_size, "batch_size")):
+            stream.add(_within(rows, X, self.features_.transform), targets(rows))
+        self._stream, self._path = stream, None
         return self
 
     @property
@@ -231,8 +244,8 @@ class _Streaming(BaseEstimator):
     def _predicted(self, X) -> np.ndarray:
         check_is_fitted(self)
         X = self._validated(X, reset=False)
-        parts = [self.path_.predict(self.features_.transform(X[rows])) for rows in _slices(X.shape[0], self.batch_size)]
-        return np.concatenate(parts)
+        slices = _slices(X.shape[0], positive(self.batch_size, "batch_size"))
+        return np.concatenate([self.path_.predict(_within(rows, X, self.features_.transform)) for rows in slices])
 
     def _validated(self, X, *y, reset: bool, **options):
         sparse = "csr" if self.__sklearn_tags__().input_tags.sparse else False
@@ -242,8 +255,7 @@ class _Streaming(BaseEstimator):
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        features = NTKFeatures() if self.features is None else self.features
-        tags.input_tags.sparse = features.__sklearn_tags__().input_tags.sparse
+        tags.input_tags.sparse = self._transformer().__sklearn_tags__().input_tags.sparse
         return tags
 
 
@@ -263,8 +275,8 @@ class StreamingRidge(RegressorMixin, _Streaming):
     def fit(self, X, y):
         """Fit on rows X and real targets (n,) or (n, t)."""
         X, y = self._validated(X, y, reset=True, multi_output=True, y_numeric=True)
-        self._started(X)
         self._vector = y.ndim == 1
+        self._started(X)
         self._taken(X, lambda rows: y[rows])
         return self.path_ and self
 
@@ -273,8 +285,8 @@ class StreamingRidge(RegressorMixin, _Streaming):
         first = not hasattr(self, "features_")
         X, y = self._validated(X, y, reset=first, multi_output=True, y_numeric=True)
         if first:
-            self._started(X)
             self._vector = y.ndim == 1
+            self._started(X)
         return self._taken(X, lambda rows: y[rows])
 
     def predict(self, X):
@@ -295,8 +307,8 @@ class StreamingRidgeClassifier(ClassifierMixin, _Streaming):
         """Fit on rows X and labels (n,)."""
         X, y = self._validated(X, y, reset=True)
         check_classification_targets(y)
-        self._started(X)
         self.classes_ = np.unique(y)
+        self._started(X)
         return self._taken(X, lambda rows: y[rows, None] == self.classes_).path_ and self
 
     def partial_fit(self, X, y, classes=None):
@@ -306,11 +318,12 @@ class StreamingRidgeClassifier(ClassifierMixin, _Streaming):
         if first:
             if classes is None:
                 raise ValueError("classes=None came with the first rows; all labels that will come were expected")
-            self._started(X)
             self.classes_ = np.unique(classes)
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
             raise ValueError(f"the labels {unknown.tolist()} came; one of {self.classes_.tolist()} was expected")
+        if first:
+            self._started(X)
         return self._taken(X, lambda rows: y[rows, None] == self.classes_)
 
     def decision_function(self, X):
@@ -327,16 +340,31 @@ class StreamingRidgeClassifier(ClassifierMixin, _Streaming):
 # ------------------------------------------------------------------------------------------------------------- inputs
 
 
+def _within(rows: slice, X, features) -> np.ndarray:
+    """Features of these rows of X; an error says where they are in X."""
+    try:
+        return np.asarray(features(X[rows]))
+    except ValueError as error:
+        raise ValueError(f"rows {rows.start} to {rows.stop - 1} of X, which count from 0 here: {error}") from None
+
+
 def _seed(random_state) -> int:
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(2**31 - 1))
     return int(check_random_state(random_state).randint(2**31 - 1))
 
 
 def _extremes(X) -> np.ndarray:
     """Two rows (2, d) with the least and the greatest norm, zero rows aside: all that a sketch takes from the data."""
+    if X.ndim != 2:
+        raise ValueError(f"X has shape {X.shape}; rows (n, d) were expected: for images take method='layerwise'")
     ends: list[tuple[float, np.ndarray]] = []
     for rows in _slices(X.shape[0]):
         part = X[rows]
         squares = np.asarray(part.multiply(part).sum(axis=1)).ravel() if hasattr(part, "multiply") else (part**2).sum(1)
+        if not np.isfinite(squares).all():
+            row = rows.start + int(np.argmin(np.isfinite(squares)))
+            raise ValueError(f"row {row} of X: |x|^2 overflows {X.dtype}; scale X, or give float64")
         ends += [(float(squares[i]), part[[i]]) for i in _ends(squares)]
     both = [ends[i][1] for i in _ends(np.array([square for square, _ in ends]))]
     return np.concatenate([row.toarray() if hasattr(row, "toarray") else row for row in both])

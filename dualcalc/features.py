@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +41,7 @@ def feature_map(
     options   of `sketch.sketch` and `nystrom.nystrom`, or of `choose`
     """
     n_components = positive(n_components, "n_components")
+    _check_options(method, options)
     if method == "auto":
         choice = choose(net, X, n_components, get=get, random_state=random_state, **options)
         return feature_map(net, X, n_components, choice.method, get=get, random_state=random_state)
@@ -53,6 +55,22 @@ def feature_map(
         name = "horner" if method == "sketch" else method
         return sketch(net, X, n_components, get=get, method=name, random_state=random_state, **options)
     raise ValueError(f"method={method!r} came; one of {', '.join(map(repr, (*METHODS, *OBLIVIOUS[1:])))} was expected")
+
+
+def _check_options(method: str, options: dict[str, Any]) -> None:
+    """ValueError for an option that the method has not."""
+    builders: dict[str, Callable[..., Any]] = {
+        "auto": choose,
+        "layerwise": layerwise,
+        "nystrom": nystrom,
+        "exact": nystrom,
+    }
+    known = {p.name for p in signature(builders.get(method, sketch)).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    known -= {"get", "random_state", "method"} | ({"selection", "rows"} if method == "exact" else set())
+    for name in options:
+        if name not in known:
+            names = ", ".join(sorted(known)) or "none"
+            raise ValueError(f"the option {name!r} came for method={method!r}; it knows {names}")
 
 
 # -------------------------------------------------------------------------------------------------------- the error

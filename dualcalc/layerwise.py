@@ -308,7 +308,8 @@ def _activations(layer: Layer) -> int:
 
 
 def _start(X: Array) -> Signal:
-    return (Part(X if X.ndim == 4 else X[:, None, None], jnp.asarray(1 / X.shape[-1], X.dtype), None),)
+    share = jnp.asarray(1 / X.shape[-1], X.dtype)
+    return (Part(X if X.ndim == 4 else X[:, None, None], share, jnp.zeros_like(share)),)
 
 
 @partial(jax.jit, static_argnames=("ntk", "kept"))
@@ -410,8 +411,8 @@ def layerwise(
                    for more
     anchors        of the first activation; where pooling leaves fewer pixels there are more (`GROWTH`), in Myrtle-5
                    64, 64, 161, 406. Or a number for every activation. A pixel has at most as many features per kernel
-    method         "nystrom": the kernels with anchors among the patches before the activation, which must not be
-                   homogeneous; "sketch": oblivious (`Sketch`), for comparison
+    method         "nystrom": the kernels with anchors among the patches before the activation; "sketch": oblivious
+                   (`Sketch`), for comparison
     selection      of anchors: "k-means" (centroids), "pivoted" (as in `nystrom`, by the sum of both kernels), "uniform"
     images         of so many rows of X, drawn uniformly, the signals are looked at and stay in memory while fitting
     patches        so many pixels of them, per activation, are candidates
@@ -430,10 +431,10 @@ def layerwise(
     counts = dict(n_components=n_components, images=images, patches=patches, degree=degree)
     n_components, images, patches, degree = (positive(value, name) for name, value in counts.items())
     activations = _activations(net)
-    if isinstance(anchors, Sequence) and not isinstance(anchors, str):
+    if isinstance(anchors, Sequence | np.ndarray) and not isinstance(anchors, str):
         given = [positive(count, "an entry of anchors") for count in anchors]
         if len(given) != activations:
-            raise ValueError(f"anchors={anchors!r} came; {net!r} has {activations} activations, each has a number")
+            raise ValueError(f"anchors={anchors!r} came; a number for each of {activations} activations was expected")
     else:
         given = [positive(anchors, "anchors")]
     X, ntk, generator = np.asarray(net._inputs(X, None)[0]), get == "ntk", np.random.default_rng(random_state)
@@ -446,6 +447,8 @@ def layerwise(
         grown = round(given[0] * (places[0] / places[-1]) ** GROWTH)
         count = given[len(tables)] if len(given) == activations else max(given[0], grown)
         pixels = _pixels(signal, patches, generator)
+        if not np.isfinite(_variance(pixels)).all():
+            raise ValueError(f"some q before {layer!r} is not finite in {X.dtype}; scale X, or give float64")
         choose = partial(_sketched, degree=degree) if method == "sketch" else partial(_anchored, selection=selection)
         table = choose(layer, pixels, count, ntk, generator)
         errors.append(_errors(table, layer, pixels, ntk))
@@ -455,7 +458,11 @@ def layerwise(
         return after
 
     signal = _run(net, _start(sample), active)
-    kept = tuple((weight := part.theta if ntk else part.q) is not None and bool(weight > 0) for part in signal)
+    weights = [part.theta if ntk else part.q for part in signal]
+    empty = [part.written().x.size == 0 for part in signal]
+    kept = tuple(w is not None and bool(w > 0) and not none for w, none in zip(weights, empty, strict=True))
+    if not any(kept):
+        raise ValueError(f"the {get} of {net!r} is zero on every row of X; there is nothing to approximate")
     columns = jax.eval_shape(partial(_columns, ntk=ntk, kept=kept), signal).shape[1]
     about = get, tuple(tables), tuple(errors), None, kept, columns, X.shape[1:], X.dtype, max(sizes)
     found = Layerwise(net, *about)
@@ -531,7 +538,8 @@ def _anchored(layer: Activation, pixels: Signal, count: int, ntk: bool, generato
 
     count = min(count, n)
     if selection == "k-means":
-        weights = [part.theta if ntk else part.q for part in pixels]
+        thetas = [part.theta for part in pixels]
+        weights = thetas if ntk and any(w is not None and w > 0 for w in thetas) else [part.q for part in pixels]
         coordinates = [math.sqrt(w) * z for w, z in zip(weights, values, strict=True) if w is not None]
         means = centroids(np.concatenate(coordinates, axis=1), count, generator)
         anchors = [means @ z for z in values]

@@ -41,7 +41,7 @@ LARGEST = 1024  # size of a Hadamard matrix
     leaves=("series", "centre", "projections"),
     static=("method", "d", "exact", "sketched", "components", "loss", "normalize"),
 )
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FeatureMap:
     """psi of rows (n, d), real, with psi(x).psi(y) ~ K(x, y). Build it with `sketch`.
 
@@ -93,6 +93,10 @@ class FeatureMap:
             size = step if start else min(step, 1 << max(4, (rows.shape[0] - 1).bit_length()))  # few shapes
             parts.append(self._batch(rows, size)[: rows.shape[0]])
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
+    def __repr__(self) -> str:
+        degree = self.series.degree
+        return f"<{self.method} map, {self.n_components} columns, series of degree {degree}, error {self.error:.2g}>"
 
     def _batch(self, rows, size: int) -> Array:
         """The features of a batch that is padded with zero rows to `size`."""
@@ -514,6 +518,8 @@ def sketch(
             counts = _allocated(left, masses, unit)
             components = tuple((int(j), int(r), int(counts[j, r])) for j, r in np.argwhere(counts > 0)[::-1])
             columns, loss = int(counts.sum()), float(masses[counts == 0].sum())
+    if not sum(exact) + columns:
+        raise ValueError(f"the {get} of {net!r} is zero on rows of these norms; there is nothing to approximate")
     projections: dict[str, Any] = {"leaves": []}
     if columns:
         projections = draw(np.random.default_rng(random_state), d, columns, found.degree, components)
@@ -554,9 +560,17 @@ def _rows(X):
 
 
 def _norms(X) -> np.ndarray:
-    """|x|/sqrt(d), (n,), in the precision of the rows."""
-    squares = (X * X).sum(axis=1) if scipy.sparse.issparse(X) else jnp.einsum("nd,nd->n", X, X, precision="highest")
-    return np.sqrt(np.asarray(squares) / X.shape[1])
+    """|x|/sqrt(d), (n,), in the precision of the rows. ValueError where its square is out of their range."""
+    sparse = scipy.sparse.issparse(X)
+    squares = np.asarray((X * X).sum(axis=1) if sparse else jnp.einsum("nd,nd->n", X, X, precision="highest"))
+    lost = ~np.isfinite(squares)
+    if (small := squares < np.finfo(squares.dtype).tiny).any():
+        largest = abs(X).max(axis=1)
+        lost |= small & (np.asarray(largest.toarray() if sparse else largest).ravel() > 0)
+    if lost.any():
+        row = int(np.argmax(lost))
+        raise ValueError(f"row {row} of X: |x|^2 overflows or underflows {squares.dtype}; scale X, or give float64")
+    return np.sqrt(squares / X.shape[1])
 
 
 def _unit(X) -> tuple[np.ndarray, np.ndarray]:

@@ -37,7 +37,7 @@ def test_entries_pass(id):
     measured = {r.law for r in report.results}
     assert {"fresh", "formula", "slope", "symmetric", "psd", "finite", "float32", "declared"} - measured <= {"declared"}
     assert ("quadrature" in measured) == (id != "normalized_gaussian")  # a bare kernel has no activation
-    assert ("homogeneous" in measured) == (id in ("relu", "quadratic", "rectified_monomial"))
+    assert ("homogeneous" in measured) == (id not in ("gelu", "exp"))
     assert ("parity" in measured) == (id == "quadratic")
     assert ("recorded" in measured) == (id not in ("normalized_gaussian", "quadratic"))
 
