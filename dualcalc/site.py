@@ -44,6 +44,7 @@ NORMS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0)  # q11 and q22 of the sliders
 ANGLES = 121  # cosines of equidistant angles: dense at c = +-1, where kernels are steep
 DIAGONAL = np.geomspace(1e-3, 50.0, 97)  # q, for the phase diagram
 INSIDE = 0.9  # of the domain of the norms
+TRUTHS = ("recorded", "fresh", "quadrature", "diagonal")  # laws against other sources; the badge has their worst error
 DEGREES = 40
 DIGITS = 7
 WIDE = 60  # characters of an exact value that is shown beside its number
@@ -116,7 +117,7 @@ def _at_defaults(dual: Dual) -> Dual:
 
 
 def _status(entry: Entry, dual: Dual, report: Report) -> Facts:
-    """The badge. The worst error is that of a float64 law; float32 has a row of its own in the table."""
+    """The badge, with the worst float64 error against values of another source, and the table of laws."""
     says = {law.name: law.says for law in LAWS}
     laws = [
         {"law": r.law, "says": says.get(r.law, ""), "error": _number(r.error), "tolerance": r.tolerance}
@@ -136,7 +137,7 @@ def _status(entry: Entry, dual: Dual, report: Report) -> Facts:
         detail = f"{tables.method}, norms {tables.norms[0]:g} to {tables.norms[1]:g}; the bound is numerical, no proof"
         text = f"no closed form, approximated to {worst:.0e}"
         return {"kind": "open", "text": text, "detail": detail, "worst": _number(worst), "laws": []}
-    worst = max((r.error for r in report.results if r.law != "float32"), default=0.0)
+    worst = max((r.error for r in report.results if r.law in TRUTHS), default=0.0)
     what = "k verified, no kdot" if entry.kernel is None and dual.jumps else "verified"
     return {
         "kind": "verified",
@@ -387,8 +388,9 @@ def stems(squares: list[float | None]) -> list[dict[str, Any]]:
 PHASE = (4.0, 2.0, 320.0, 200.0)  # the greatest W_std^2 and b_std^2 that are drawn, and the picture's size
 
 
-def critical(diagonal: Facts) -> str:
-    """The critical line chi_1 = W_std^2 kdot(q, q, q) = 1 with q = W_std^2 k(q, q, q) + b_std^2, as an SVG path."""
+def critical(diagonal: Facts) -> list[str]:
+    """Points of the critical line chi_1 = W_std^2 kdot(q, q, q) = 1 with q = W_std^2 k(q, q, q) + b_std^2, for an SVG
+    path; one point where all are the same."""
     right, top, w, h = PHASE
     out, pen = [], "M"
     for q, k, kdot in zip(diagonal["q"], diagonal["k"], diagonal["kdot"], strict=True):
@@ -400,7 +402,7 @@ def critical(diagonal: Facts) -> str:
             continue
         out.append(f"{pen}{weight / right * w:.1f} {h - bias / top * h:.1f}")
         pen = "L"
-    return "".join(out)
+    return out if len({point[1:] for point in out}) > 1 else [f"{point}h0" for point in out[:1]]
 
 
 def short(x: float | None, digits: int = 6) -> str:

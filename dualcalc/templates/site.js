@@ -115,7 +115,7 @@
     };
     byId("c").addEventListener("input", mark);
     for (const id of ["q11", "q22"]) byId(id).addEventListener("input", () => { view.plot.setData(data()); say(); });
-    say();
+    mark();
   }
 
   if (numbers.diagonal && byId("phase")) {
