@@ -852,10 +852,10 @@ def site(out: Path, ids: tuple[str, ...], workers: int | None, force: bool, as_j
     with _progress("pages", len(chosen)) as step:
         made = pages.build(chosen, known.references, out, workers=workers, progress=step)
     if as_json:
-        _print_json(made._asdict() | {"index": str(made.index)})
+        _print_json(made._asdict() | {"home": str(made.home)})
     else:
         size = f"{made.size / 2**20:.1f} MiB"
-        click.echo(f"wrote {made.index} and {made.pages - 1} entries: {size}, {made.seconds:.0f} s")
+        click.echo(f"wrote {made.home} and {made.pages - 1} entries: {size}, {made.seconds:.0f} s")
 
 
 def _cores() -> int:

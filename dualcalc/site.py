@@ -32,7 +32,7 @@ from .catalog import Entry, Reference
 from .dual import Dual, from_entry, resolve
 from .expansions import hermite, second_moment
 from .parsing import q11, q12, q22
-from .plots import RESOLVED, activation_panel
+from .plots import REACH, RESOLVED, activation_panel
 from .quadrature import Profile, profile
 from .verify import LAWS, Report, verify
 
@@ -43,10 +43,12 @@ ASSETS = ("site.css", "site.js", "theme.js", "vendor/uPlot.iife.min.js", "vendor
 NORMS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0)  # q11 and q22 of the sliders
 ANGLES = 121  # cosines of equidistant angles: dense at c = +-1, where kernels are steep
 DIAGONAL = np.geomspace(1e-3, 50.0, 97)  # q, for the phase diagram
+GAP = 0.02  # of t, on both sides of a jump: a pixel or two
 INSIDE = 0.9  # of the domain of the norms
 TRUTHS = ("recorded", "fresh", "quadrature", "diagonal")  # laws against other sources; the badge has their worst error
 DEGREES = 40
 DIGITS = 7
+ROUNDING = 1e-14  # what is below this share of the largest value is zero
 WIDE = 60  # characters of an exact value that is shown beside its number
 
 C = sp.Symbol("c", real=True)
@@ -57,7 +59,7 @@ Facts = dict[str, Any]
 class Site(NamedTuple):
     """What was written."""
 
-    index: Path
+    home: Path  # index.html
     pages: int
     size: int  # bytes
     seconds: float
@@ -227,11 +229,16 @@ def _numbers(values: Iterable[float]) -> list[float | None]:
 def _curve(shape: Profile) -> Facts:
     """s and s' on one grid, None at their jumps."""
     curves = activation_panel(shape).curves
-    x = np.unique(np.concatenate([curves[0].x[::4], *(c.x[~np.isfinite(c.y)] for c in curves), [-4.0, 4.0]]))
+    jumps = np.unique(np.concatenate([curve.x[~np.isfinite(curve.y)] for curve in curves]))
+    x = np.linspace(-REACH, REACH, 241)
+    near = np.abs(x[:, None] - jumps).min(axis=1, initial=math.inf)
+    x = np.unique(np.concatenate([x[near > GAP], jumps, *(np.clip(jumps + d, -REACH, REACH) for d in (-GAP, GAP))]))
     out: Facts = {"t": _numbers(x)}
     for curve in curves:
-        at = np.searchsorted(curve.x, x).clip(max=len(curve.x) - 1)
-        out[curve.label] = _numbers(np.where(curve.x[at] == x, curve.y[at], np.interp(x, curve.x, curve.y)))
+        known = np.isfinite(curve.y)
+        y = np.interp(x, curve.x[known], curve.y[known])
+        y[np.isin(x, curve.x[~known])] = np.nan
+        out[curve.label] = _numbers(y)
     return out
 
 
@@ -261,7 +268,9 @@ def _sampled(dual: Dual | sp.Expr, shape: Profile | None, ntk: bool) -> tuple[Fa
     with np.errstate(all="ignore"):
         for name, f in members.items():
             for a, b in combinations_with_replacement(norms, 2):
-                kernel[name].append(_numbers(_values(f, c * math.sqrt(a * b), np.full_like(c, a), np.full_like(c, b))))
+                row = _values(f, c * math.sqrt(a * b), np.full_like(c, a), np.full_like(c, b))
+                row[np.abs(row) < ROUNDING * np.nanmax(np.abs(row), initial=0.0)] = 0.0
+                kernel[name].append(_numbers(row))
             q = np.array(diagonal["q"], dtype=float)
             diagonal[name] = _numbers(_values(f, q, q, q))
     return kernel if norms else None, diagonal if ntk and norms else None
@@ -294,9 +303,7 @@ model = make_pipeline(ExactKernel(net, get="{get}"), KernelRidge(kernel="precomp
 """
 
 
-def _code(
-    entry: Entry, dual: Dual, numeric: Dual | sp.Expr, report: Report, shape: Profile | None
-) -> dict[str, str]:
+def _code(entry: Entry, dual: Dual, numeric: Dual | sp.Expr, report: Report, shape: Profile | None) -> dict[str, str]:
     """Tab -> text."""
     out: dict[str, str] = {}
     if not report.reason:
@@ -305,7 +312,7 @@ def _code(
         kdot = f"# kdot: {refused}" if refused else f"kdot = {dual.kdot}"
         names = [s.name for s in dual.parameters]
         positive = ", positive=True" if names and all(s.is_positive for s in dual.parameters) else ", real=True"
-        left = f"{', '.join(names)} = symbols(\"{' '.join(names)}\"{positive})\n" if names else ""
+        left = f'{", ".join(names)} = symbols("{" ".join(names)}"{positive})\n' if names else ""
         text = SYMPY.format(symbols=left, phi2="", k=dual.k, kdot=kdot)
         out["SymPy"] = SYMPY.format(symbols=left, phi2=PHI2, k=dual.k, kdot=kdot) if "Phi2" in text else text
     try:
@@ -343,7 +350,7 @@ def _bibtex(references: Mapping[str, Reference], keys: Iterable[str]) -> str:
 
 # Pages ------------------------------------------------------------------------------------------------------------
 
-BOX, FLOOR = (600.0, 180.0), -12  # of the spectrum's picture; the lowest power of ten in it
+BOX, FLOOR = (440.0, 150.0), -12  # of the spectrum's picture; the lowest power of ten in it
 SPARK = (120.0, 60.0)
 
 
@@ -422,6 +429,7 @@ def environment() -> jinja2.Environment:
     return env
 
 
+LISTED = ("id", "title", "expression", "kernel", "table1", "properties")
 FILTERS = (
     ("closed", "Closed form"),
     ("homogeneous", "Homogeneous"),
@@ -453,7 +461,9 @@ def build(
     ordered = [known[id] for id in entries]
     env = environment()
     files = {"index.html": env.get_template("index.html").render(entries=ordered, filters=FILTERS, root="")}
-    listing = [{key: f[key] for key in ("id", "title", "expression", "kernel", "table1", "properties")} for f in ordered]
+    listing = [
+        {key: f[key] for key in ("id", "title", "expression", "kernel", "table1", "properties")} for f in ordered
+    ]
     files["index.json"] = json.dumps(listing, ensure_ascii=False, allow_nan=False)
     page = env.get_template("entry.html")
     for i, found in enumerate(ordered):

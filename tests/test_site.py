@@ -73,7 +73,7 @@ def records(built):
 
 def test_what_is_written(built, pages):
     made, out = built
-    assert set(pages) == {"index", *IDS} and made.pages == 1 + len(IDS) and made.index == out / "index.html"
+    assert set(pages) == {"index", *IDS} and made.pages == 1 + len(IDS) and made.home == out / "index.html"
     assert made.size == sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) < 2**20
     assert (out / "assets" / "uPlot.LICENSE").exists()
 

@@ -5,6 +5,10 @@
   const short = (x, digits = 6) => (x == null ? "–" : String(Number(x.toPrecision(digits)))).replace("-", "−");
   const charts = [];
 
+  // The plots are canvases: on paper they are drawn anew, in the colours of paper.
+  addEventListener("beforeprint", () => charts.forEach((draw) => draw()));
+  addEventListener("afterprint", () => charts.forEach((draw) => draw()));
+
   // Theme: as the system has it, until the button says otherwise.
   const system = matchMedia("(prefers-color-scheme: dark)");
   const dark = () => (document.documentElement.dataset.theme || (system.matches ? "dark" : "light")) === "dark";
@@ -57,13 +61,13 @@
 
   function chart(place, label, names, get, xs, moved) {
     const series = (i) => ({ label: names[i], stroke: style(i ? "--two" : "--one"), width: 2, dash: i ? [7, 4] : undefined,
-      value: (u, v) => short(v), points: { show: false } });
+      value: (u, v) => short(v), points: { show: false }, pxAlign: 0 });
     let plot = null;
     const draw = () => {
       if (plot) plot.destroy();
       const axis = () => ({ stroke: style("--soft"), grid: { stroke: style("--line"), width: 1 }, ticks: { stroke: style("--line") } });
       plot = new uPlot({
-        width: Math.max(place.clientWidth, 200), height: 300, cursor: { drag: { x: false, y: false }, y: false },
+        pxAlign: false, width: Math.max(place.clientWidth, 200), height: 300, cursor: { drag: { x: false, y: false }, y: false },
         scales: { x: { time: false, range: xs } }, axes: [axis(), { ...axis(), size: 58 }],
         series: [{ label, value: (u, v) => short(v, 4) }, ...names.map((_, i) => series(i))],
         hooks: moved ? { setCursor: [(u) => moved(u)] } : {},
@@ -89,44 +93,42 @@
       const [a, b] = [at("q11"), at("q22")].sort((x, y) => x - y);
       return a * d.q.length - (a * (a - 1)) / 2 + (b - a);
     };
-    const shown = { k: "k", kdot: "k̇" };
     const data = () => [d.c, ...members.map((m) => d[m][pair()])];
-    let own = false; // the cursor is set by the slider
-    const point = (u) => {
-      if (own || u.cursor.idx == null || u.cursor.left < 0) return;
+    const point = (u) => { // only where the pointer moved it
+      if (!u.cursor.event || u.cursor.idx == null || u.cursor.left < 0) return;
       byId("c").value = u.cursor.idx;
       say();
     };
-    const view = chart(byId("plot-dual"), "c", members.map((m) => shown[m]), data, [-1, 1], point);
+    const view = chart(byId("plot-dual"), "c", members, data, [-1, 1], point);
     const say = () => {
       const i = at("c"), c = d.c[i], [a, b] = [d.q[at("q11")], d.q[at("q22")]];
       byId("out-c").textContent = short(c, 4);
       byId("out-q11").textContent = short(a);
       byId("out-q22").textContent = short(b);
       byId("readout").textContent = "q₁₂ = " + short(c * Math.sqrt(a * b), 4) + ", angle " + short((Math.acos(c) * 180) / Math.PI, 4) + "°: "
-        + members.map((m) => shown[m] + " = " + short(d[m][pair()][i])).join(", ");
+        + members.map((m) => m + " = " + short(d[m][pair()][i])).join(", ");
     };
     const mark = () => {
-      own = true;
       const u = view.plot;
       u.setCursor({ left: u.valToPos(d.c[at("c")], "x"), top: 10 });
-      own = false;
       say();
     };
     byId("c").addEventListener("input", mark);
     for (const id of ["q11", "q22"]) byId(id).addEventListener("input", () => { view.plot.setData(data()); say(); });
-    mark();
+    say();
+    setTimeout(mark); // once the plot has its size
   }
 
   if (numbers.diagonal && byId("phase")) {
     const d = numbers.diagonal, here = byId("here"), [right, top, w, h] = here.dataset.box.split(" ").map(Number);
     const last = d.q.length - 1;
-    const value = (name, q) => { // linear in log q
+    const value = (name, q) => { // linear in the logarithms, in which homogeneous kernels are
       if (q <= d.q[0]) return d[name][0];
       let i = 1;
       while (i < last && d.q[i] < q) i++;
       const s = Math.log(q / d.q[i - 1]) / Math.log(d.q[i] / d.q[i - 1]);
-      return d[name][i - 1] * (1 - s) + d[name][i] * s;
+      const [a, b] = [d[name][i - 1], d[name][i]];
+      return a > 0 && b > 0 ? a * Math.pow(b / a, s) : a * (1 - s) + b * s;
     };
     const update = () => {
       const weight = Number(byId("weight").value), bias = Number(byId("bias").value);
