@@ -89,25 +89,42 @@ def facts(entry: Entry, references: Mapping[str, Reference]) -> Facts:
     if cited := _bibtex(references, dict.fromkeys(key for _, keys in entry.references for key in keys)):
         found["code"]["BibTeX"] = cited
     try:
-        dual = from_entry(entry)
+        more = _derived(entry)
     except ValueError as error:
         status = {"kind": "broken", "text": "cannot be read", "detail": str(error), "laws": []}
         return found | {"status": status, "properties": {}}
+    return found | more | {"code": more["code"] | found["code"]}
+
+
+def _derived(entry: Entry) -> Facts:
+    """What follows from the formula; ValueError where it cannot be read."""
+    dual = from_entry(entry)
     report = verify(entry)
     at = _at_defaults(dual)
-    numeric = at.activation if report.reason else at  # text-free, and read anew: refused, then approximated
-    found["formulas"] = None if report.reason else _formulas(dual)
-    found["refused"] = report.reason or None
-    found["activation_latex"] = None if dual.activation is None else _latex(dual.activation)
-    shape = None if at.activation is None else profile(at)
-    found["status"] = _status(entry, at, report)
-    found["properties"] = _properties(entry, dual, shape)
-    found["derivation"] = None if report.reason else _steps(dual.derivation.root)
-    found["curve"] = None if shape is None else _curve(shape)
-    found["spectrum"] = None if shape is None else _spectrum(shape)
-    found["dual"], found["diagonal"] = _sampled(numeric, shape, shape is None or not shape.jumps)
-    found["code"] = _code(entry, dual, numeric, report, shape) | found["code"]
-    return found
+    shape = _shape(at)
+    numeric = at.activation if report.reason else at  # an expression is read anew: refused, then approximated
+    kernel, diagonal = _sampled(numeric, shape)
+    return {
+        "formulas": None if report.reason else _formulas(dual),
+        "refused": report.reason or None,
+        "activation_latex": None if dual.activation is None else _latex(dual.activation),
+        "status": _status(entry, at, report),
+        "properties": _properties(entry, dual, shape),
+        "derivation": None if report.reason else _steps(dual.derivation.root),
+        "curve": None if shape is None else _curve(shape),
+        "spectrum": None if shape is None else _spectrum(shape),
+        "dual": kernel,
+        "diagonal": diagonal,
+        "code": _code(entry, dual, numeric, report, shape),
+    }
+
+
+def _shape(dual: Dual) -> Profile | None:
+    """The activation as numbers, where there is one and it can be had."""
+    try:
+        return None if dual.activation is None else profile(dual)
+    except ValueError:
+        return None
 
 
 def _at_defaults(dual: Dual) -> Dual:
@@ -251,12 +268,13 @@ def _spectrum(shape: Profile) -> list[float | None]:
     return [_number(x) if x > RESOLVED else None for x in squares]
 
 
-def _sampled(dual: Dual | sp.Expr, shape: Profile | None, ntk: bool) -> tuple[Facts | None, Facts | None]:
+def _sampled(dual: Dual | sp.Expr, shape: Profile | None) -> tuple[Facts | None, Facts | None]:
     """k and kdot over c for pairs of norms (k is symmetric in them), and over q at c = 1, by the NumPy code."""
     try:
         module = codegen.load(codegen.emit(dual, "numpy"), "numpy")
     except ValueError:
         return None, None
+    ntk = shape is None or not shape.jumps
     members: dict[str, Callable] = {"k": module.k} | ({"kdot": module.kdot} if ntk else {})
     greatest = math.inf
     if shape is not None and shape.rate > 0:
@@ -325,8 +343,8 @@ def _code(entry: Entry, dual: Dual, numeric: Dual | sp.Expr, report: Report, sha
 
 def _yaml(entry: Entry) -> str:
     """The record as its file has it: from its first line to the next record, outdented."""
-    lines = entry.path.read_text(encoding="utf-8").splitlines()[entry.line - 1 :] if entry.line else []
-    indent = len(lines[0]) - len(lines[0].lstrip(" ")) if lines else 0
+    lines = entry.path.read_text(encoding="utf-8").splitlines()[entry.line - 1 :]
+    indent = len(lines[0]) - len(lines[0].lstrip(" "))
     kept = lines[:1]
     for line in lines[1:]:
         if line.strip() and not line.startswith(" " * (indent + 1)):
@@ -453,6 +471,8 @@ def build(
     progress   is told every id as it is done
     """
     start = time.perf_counter()
+    if "index" in entries:
+        raise ValueError("the id 'index' came; it is the name of the list's own page; choose another")
     known = {}
     for found in _gathered(entries, references, workers):
         known[found["id"]] = found

@@ -183,6 +183,12 @@ def test_what_cannot_be_read_has_a_page(tmp_path):
     assert "unreadable" in (tmp_path / "site" / "index.html").read_text()
 
 
+def test_an_id_must_not_hide_the_index(tmp_path):
+    entry = catalog.get("identity")
+    with pytest.raises(ValueError, match="own page"):
+        site.build({"index": entry}, {}, tmp_path)
+
+
 def test_command(tmp_path):
     out = tmp_path / "pages"
     done = CliRunner().invoke(main, ["catalog", "site", "--out", str(out), "--id", "identity"])

@@ -6,8 +6,7 @@
   const charts = [];
 
   // The plots are canvases: on paper they are drawn anew, in the colours of paper.
-  addEventListener("beforeprint", () => charts.forEach((draw) => draw()));
-  addEventListener("afterprint", () => charts.forEach((draw) => draw()));
+  matchMedia("print").addEventListener("change", () => charts.forEach((draw) => draw()));
 
   // Theme: as the system has it, until the button says otherwise.
   const system = matchMedia("(prefers-color-scheme: dark)");
