@@ -7,11 +7,13 @@ import pytest
 
 from dualcalc import catalog, site
 
+from .test_site import EVIL, HOSTILE, REFERENCES
+
 pytestmark = pytest.mark.browser
 REQUIRED = "DUALCALC_REQUIRE_BROWSER"  # set where the absence of a browser is a failure
 WIDTHS = (1200, 390)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-IDS = ("relu", "gelu", "step", "normalized_gaussian")
+IDS = ("relu", "gelu", "step", "normalized_gaussian", "hostile")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,10 @@ def browser():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    known = catalog.load()
+    more = tmp_path_factory.mktemp("catalog")
+    (more / "hostile.yaml").write_text(HOSTILE)
+    (more / "references.yaml").write_text(REFERENCES)
+    known = catalog.load(more)
     out = tmp_path_factory.mktemp("site")
     site.build({id: known.entry(id) for id in IDS}, known.references, out)
     return out
@@ -50,6 +55,7 @@ def opened(browser, folder):
         page = context.new_page()
         page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: wrong.append(dialog.message))
         page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else wrong.append(r.url))
         page.goto((folder / f"{name}.html").as_uri())
         page.wait_for_timeout(100)
@@ -69,6 +75,13 @@ def test_pages_fit(opened, name, width):
     assert page.locator("h1").is_visible() and page.locator("#theme").inner_text() == "Dark theme"
 
 
+def test_hostile_text_is_shown(opened):
+    page = opened("hostile")
+    assert page.locator("h1").inner_text() == EVIL
+    assert page.locator("img, script:not([src]):not([type='application/json'])").count() == 0
+    assert EVIL in opened("index").locator("[data-id=hostile]").inner_text()
+
+
 def test_search_and_filters(opened):
     page = opened("index")
     shown = page.locator("#entries > li:visible")
@@ -78,7 +91,7 @@ def test_search_and_filters(opened):
     assert shown.count() == 1 and shown.get_attribute("data-id") == "gelu"
     page.locator("#search").fill("")
     page.get_by_label("Homogeneous").check()
-    assert page.locator("#count").inner_text() == f"2 of {len(IDS)}"
+    assert page.locator("#count").inner_text() == f"3 of {len(IDS)}"
     page.get_by_label("Bounded").check()
     assert [li.get_attribute("data-id") for li in shown.all()] == ["step"]
     page.locator("#search").fill("nothing of the kind")
