@@ -60,7 +60,8 @@
 
   function chart(place, label, names, get, xs, moved) {
     const series = (i) => ({ label: names[i], stroke: style(i ? "--two" : "--one"), width: 2, dash: i ? [7, 4] : undefined,
-      value: (u, v) => short(v), points: { show: false }, pxAlign: 0 });
+      value: (u, v) => short(v), points: { show: false }, pxAlign: 0,
+      gaps: (u, of, from, to, gaps) => gaps.map(([a, b]) => [a - 2, b + 2]) }); // what a line's width leaves at a jump
     let plot = null;
     const draw = () => {
       if (plot) plot.destroy();
