@@ -21,6 +21,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@echo "torch and peer tests need environments of their own: make test-torch, make test-peer (skipped here)"
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || echo "no chromium: the tests of the catalog's pages in a browser are skipped"
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not torch and not peer"
 	$(BIN)/python -m pytest --nbmake notebooks
 

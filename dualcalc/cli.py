@@ -727,8 +727,7 @@ def verify_(ids: tuple[str, ...], folder: Path | None, seed: int, workers: int |
     with _working("loading"):
         from dualcalc import verify
     if workers is None:
-        workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 4)
-        workers = 1 if len(chosen) < 6 else workers  # a process needs seconds to import SymPy
+        workers = 1 if len(chosen) < 6 else _cores()  # a process needs seconds to import SymPy
     with _progress("verifying", len(chosen)) as step:
         reports = verify.verify_all(chosen, lambda report: step(report.id), workers=workers, seed=seed)
     failed = [report for report in reports if not report.passed]
@@ -824,6 +823,44 @@ def new(
         _print_json({"file": str(path), **_report_json(report)})
     else:
         click.echo(f"wrote {path}; add its references there. Use it with --catalog {folder}")
+
+
+@catalog_.command()
+@click.option("--out", type=PATH, default=Path("site"), show_default=True, help="Folder for the pages; made if needed.")
+@click.option("--id", "ids", multiple=True, help="Only this entry; repeat it for more.")
+@click.option("--workers", type=click.IntRange(1, 64), help="Processes  [default: one per core, at most 4]")
+@CATALOG
+@FORCE
+@JSON
+@guarded
+def site(out: Path, ids: tuple[str, ...], workers: int | None, force: bool, as_json: bool) -> None:
+    """Write the catalog as static pages that open in a browser, without a server or a network."""
+    from dualcalc import catalog
+
+    if out.exists() and not out.is_dir():
+        raise Failure(f"{out}: not a folder; choose another name")
+    if out.is_dir() and any(out.iterdir()) and not force and not (out / "index.json").exists():
+        raise Failure(f"{out} holds other files; choose an empty folder, or --force to write among them")
+    known = catalog.load()
+    chosen = {id: known.entry(id) for id in ids} if ids else dict(known)
+    with _working("loading"):
+        try:
+            from dualcalc import site as pages
+        except ModuleNotFoundError as error:
+            raise Failure(f"{error.name} is missing: pip install 'dualcalc[site]'") from None
+    workers = workers or (1 if len(chosen) < 6 else _cores())
+    with _progress("pages", len(chosen)) as step:
+        made = pages.build(chosen, known.references, out, workers=workers, progress=step)
+    if as_json:
+        _print_json(made._asdict() | {"home": str(made.home)})
+    else:
+        size = f"{made.size / 2**20:.1f} MiB"
+        click.echo(f"wrote {made.home} and {made.pages - 1} entries: {size}, {made.seconds:.0f} s")
+
+
+def _cores() -> int:
+    """Processes to use where none are asked for."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 4)
 
 
 def _asks() -> bool:

@@ -24,7 +24,7 @@ from .codegen import emit, load
 from .expansions import hermite, second_moment
 from .quadrature import Profile, profile
 
-__all__ = ["Curve", "Panel", "draw", "overview", "save"]
+__all__ = ["Curve", "Panel", "activation_panel", "draw", "overview", "save"]
 
 # ---- style ----------------------------------------------------------------------------------------------------------
 
@@ -202,7 +202,7 @@ def overview(activation, **parameters) -> Figure:
     if not moment > 0:
         raise ValueError(f"{p.activation} is zero: there is nothing to draw")
     squares = coefficients**2 / moment
-    panels = (_activation(p), _dual(p), _of_spectrum(squares), _errors(squares))
+    panels = (activation_panel(p), _dual(p), _of_spectrum(squares), _errors(squares))
     return draw(panels, title=f"s(t) = {_short(str(p.activation))}")
 
 
@@ -210,7 +210,7 @@ def _short(text: str, most: int = 72) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-def _activation(p: Profile) -> Panel:
+def activation_panel(p: Profile) -> Panel:
     """s and s', with gaps at their jumps."""
     grid = np.linspace(-REACH, REACH, 801)
     curves = []

@@ -1,0 +1,199 @@
+"""The catalog's pages: that they build, say what is true, reach for nothing elsewhere, and keep hostile text inert."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from click.testing import CliRunner
+
+from dualcalc import catalog, site
+from dualcalc.cli import main
+
+EVIL = '</script><script>alert("1")</script><img src=x onerror=alert(1)>'
+HOSTILE = f"""
+- id: hostile
+  names: ['{EVIL}']
+  expression: t**2
+  notes: '{EVIL} {{{{ 7*7 }}}} {{% for x in y %}}'
+  references: {{nngp: [evil2020]}}
+"""
+REFERENCES = f"""
+evil2020: {{author: 'Eve {EVIL}', title: '{EVIL}', venue: '{EVIL}', year: 2020, doi: '10.1000/"onclick=alert(1)'}}
+"""
+IDS = ("relu", "step", "normalized_gaussian", "hostile")
+FETCHING = {"src", "srcset", "data", "poster", "action", "formaction", "background", "xlink:href"}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the texts of scripts."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1][0] == "script" and data.strip():
+            self.scripts.append(data)
+
+    def resources(self) -> list[str]:
+        """What a browser fetches by itself."""
+        found = [value for _, a in self.tags for name, value in a.items() if name in FETCHING]
+        return [*found, *(a["href"] for tag, a in self.tags if tag == "link" and "href" in a)]
+
+    def ids(self) -> list[str]:
+        return [a["id"] for _, a in self.tags if "id" in a]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    more = tmp_path_factory.mktemp("catalog")
+    (more / "hostile.yaml").write_text(HOSTILE)
+    (more / "references.yaml").write_text(REFERENCES)
+    known = catalog.load(more)
+    out = tmp_path_factory.mktemp("built") / "site"
+    made = site.build({id: known.entry(id) for id in IDS}, known.references, out)
+    return made, out
+
+
+@pytest.fixture(scope="module")
+def pages(built):
+    return {path.stem: path.read_text(encoding="utf-8") for path in built[1].glob("*.html")}
+
+
+@pytest.fixture(scope="module")
+def records(built):
+    return {id: json.loads((built[1] / f"{id}.json").read_text(encoding="utf-8")) for id in IDS}
+
+
+def test_what_is_written(built, pages):
+    made, out = built
+    assert set(pages) == {"index", *IDS} and made.pages == 1 + len(IDS) and made.home == out / "index.html"
+    assert made.size == sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) < 2**20
+    assert (out / "assets" / "uPlot.LICENSE").exists()
+
+
+def test_index_lists_all(built, pages):
+    assert [a["data-id"] for tag, a in Page(pages["index"]).tags if "data-id" in a] == list(IDS)
+    listing = json.loads((built[1] / "index.json").read_text())
+    assert [e["id"] for e in listing] == list(IDS)
+
+
+def test_no_page_fetches_from_elsewhere(built, pages):
+    out = built[1]
+    for name, text in pages.items():
+        page = Page(text)
+        for resource in page.resources():
+            assert resource == "data:," or (out / resource).is_file(), f"{name}: {resource}"
+        links = [a.get("href") or "" for tag, a in page.tags if tag == "a"]
+        assert all(re.match(r"https://(arxiv|doi)\.org/|#main$", x) or (out / x).is_file() for x in links), links
+        assert "default-src 'none'" in text
+    for path in (out / "assets").iterdir():
+        if path.suffix in (".css", ".js"):
+            text = path.read_text()
+            assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|WebSocket|sendBeacon|import\(", text), path.name
+
+
+def test_hostile_text_is_inert(pages, records):
+    assert records["hostile"]["title"] == EVIL and records["hostile"]["references"][0]["title"] == EVIL
+    for text in (pages["hostile"], pages["index"]):
+        page = Page(text)
+        assert not [tag for tag, _ in page.tags if tag == "img"]
+        assert not [name for _, a in page.tags for name in a if name.startswith("on")]
+        for tag, a in page.tags:
+            assert tag != "script" or "src" in a or a.get("type") == "application/json"
+        assert "alert(" not in "".join(page.scripts)
+    assert "{{ 7*7 }}" in pages["hostile"] and "49" not in Page(pages["hostile"]).scripts
+
+
+def test_numbers_are_those_of_the_kernel(records):
+    """relu: kdot = 1/2 - theta/(2 pi); k at norms (a, b) is sqrt(a b) times that at unit norms."""
+    import math
+
+    dual = records["relu"]["dual"]
+    n = len(dual["q"])
+    pairs = [(a, b) for i, a in enumerate(dual["q"]) for b in dual["q"][i:]]
+    assert len(dual["k"]) == len(dual["kdot"]) == len(pairs) == n * (n + 1) // 2
+    for (a, b), k, kdot in zip(pairs, dual["k"], dual["kdot"], strict=True):
+        for i in (0, 33, 60, 120):
+            c = dual["c"][i]
+            angle = math.acos(c)
+            assert kdot[i] == pytest.approx(0.5 - angle / (2 * math.pi), abs=1e-6)
+            truth = math.sqrt(a * b) * (math.sin(angle) + (math.pi - angle) * c) / (2 * math.pi)
+            assert k[i] == pytest.approx(truth, abs=1e-6 * max(1, truth))
+    assert records["relu"]["spectrum"][:4] == pytest.approx([1 / math.pi, 0.5, 1 / (2 * math.pi), 0], abs=1e-6) or (
+        records["relu"]["spectrum"][3] is None
+    )
+
+
+def test_status_and_properties(records):
+    assert all(records[id]["status"]["kind"] == "verified" for id in IDS), [records[id]["status"] for id in IDS]
+    assert records["relu"]["status"]["worst"] < 1e-13
+    on = {id: {name for name, yes in records[id]["properties"].items() if yes} for id in IDS}
+    assert on["relu"] == {"closed", "homogeneous"}
+    assert on["step"] == {"closed", "homogeneous", "bounded"}
+    assert on["hostile"] == {"closed", "homogeneous", "smooth"}
+    assert on["normalized_gaussian"] == {"closed", "table1"}
+
+
+def test_what_has_no_value(records, pages):
+    step, kernel = records["step"], records["normalized_gaussian"]
+    assert "jumps" in step["formulas"]["kdot_refused"] and "kdot" not in step["dual"] and step["diagonal"] is None
+    assert kernel["curve"] is None and kernel["spectrum"] is None and kernel["dual"]["kdot"]
+    assert 'id="plot-activation"' not in pages["normalized_gaussian"]
+
+
+def test_pages_can_be_read_by_a_machine(pages):
+    """Ids are unique; labels, controls and descriptions point to something; headings do not skip a level."""
+    for name, text in pages.items():
+        page = Page(text)
+        ids = page.ids()
+        assert len(ids) == len(set(ids)), name
+        for _, a in page.tags:
+            for attribute in ("for", "aria-controls", "aria-labelledby"):
+                assert set((a.get(attribute) or "").split()) <= set(ids), (name, a)
+        levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+        assert levels[0] == 1 and all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False)), (name, levels)
+        assert 'href="#main"' in text and '<html lang="en">' in text
+
+
+def test_code_to_copy(records):
+    code = records["relu"]["code"]
+    assert set(code) == {"LaTeX", "SymPy", "JAX", "scikit-learn", "YAML", "BibTeX"}
+    assert code["YAML"].startswith("- id: relu\n") and "id: leaky_relu" not in code["YAML"]
+    assert code["BibTeX"].startswith("@article{nair2010,\n  author = {Nair and Hinton}")
+    assert "def kdot(" in code["JAX"] and 'Activation("relu")' in code["scikit-learn"]
+    space: dict = {}
+    exec(code["SymPy"], space)
+    assert float(space["k"].subs({"q12": 1, "q11": 1, "q22": 1})) == 0.5
+    assert 'get="nngp"' in records["step"]["code"]["scikit-learn"]
+
+
+def test_what_cannot_be_read_has_a_page(tmp_path):
+    (tmp_path / "bad.yaml").write_text("- {id: bad, names: [Bad], expression: 'hermite(t, t)'}\n")
+    known = catalog.load(tmp_path)
+    site.build({"bad": known.entry("bad")}, {}, tmp_path / "site")
+    record = json.loads((tmp_path / "site" / "bad.json").read_text())
+    assert record["status"]["kind"] == "broken" and record["status"]["detail"]
+    assert "unreadable" in (tmp_path / "site" / "index.html").read_text()
+
+
+def test_an_id_must_not_hide_the_index(tmp_path):
+    entry = catalog.get("identity")
+    with pytest.raises(ValueError, match="own page"):
+        site.build({"index": entry}, {}, tmp_path)
+
+
+def test_command(tmp_path):
+    out = tmp_path / "pages"
+    done = CliRunner().invoke(main, ["catalog", "site", "--out", str(out), "--id", "identity"])
+    assert done.exit_code == 0 and "1 entries" in done.output and (out / "identity.html").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    refused = CliRunner().invoke(main, ["catalog", "site", "--out", str(tmp_path / "mine"), "--id", "identity"])
+    assert refused.exit_code == 2 and "other files" in refused.output

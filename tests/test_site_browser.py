@@ -1,0 +1,171 @@
+"""The catalog's pages in a browser, opened as files: no errors, no requests, and what a reader does works."""
+
+import os
+import shutil
+
+import pytest
+
+from dualcalc import catalog, site
+
+from .test_site import EVIL, HOSTILE, REFERENCES
+
+pytestmark = pytest.mark.browser
+REQUIRED = "DUALCALC_REQUIRE_BROWSER"  # set where the absence of a browser is a failure
+WIDTHS = (1200, 390)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+IDS = ("relu", "abrelu", "gelu", "step", "normalized_gaussian", "hostile")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    absent = pytest.fail if os.environ.get(REQUIRED) else pytest.skip
+    try:
+        from playwright import sync_api as playwright
+    except ModuleNotFoundError:
+        absent("playwright is missing: pip install playwright")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        absent("no chromium on this machine: apt-get install chromium")
+    with playwright.sync_playwright() as running:
+        root = hasattr(os, "geteuid") and os.geteuid() == 0
+        opened = running.chromium.launch(executable_path=path, args=["--no-sandbox"] if root else [])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    more = tmp_path_factory.mktemp("catalog")
+    (more / "hostile.yaml").write_text(HOSTILE)
+    (more / "references.yaml").write_text(REFERENCES)
+    known = catalog.load(more)
+    out = tmp_path_factory.mktemp("site")
+    site.build({id: known.entry(id) for id in IDS}, known.references, out)
+    return out
+
+
+@pytest.fixture
+def opened(browser, folder):
+    """open(name, **options of the context) -> page; in the end nothing was wrong and nothing was asked of a network."""
+    wrong, contexts = [], []
+
+    def open(name, **options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: wrong.append(dialog.message))
+        page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else wrong.append(r.url))
+        page.goto((folder / f"{name}.html").as_uri())
+        page.wait_for_timeout(100)
+        return page
+
+    yield open
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["index", *IDS])
+def test_pages_fit(opened, name, width):
+    page = opened(name, viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("h1").is_visible() and page.locator("#theme").inner_text() == "Dark theme"
+
+
+def test_hostile_text_is_shown(opened):
+    page = opened("hostile")
+    assert page.locator("h1").inner_text() == EVIL
+    assert page.locator("img, script:not([src]):not([type='application/json'])").count() == 0
+    assert EVIL in opened("index").locator("[data-id=hostile]").inner_text()
+
+
+def test_search_and_filters(opened):
+    page = opened("index")
+    shown = page.locator("#entries > li:visible")
+    assert shown.count() == len(IDS)
+    page.keyboard.press("/")
+    page.keyboard.type("gaussian error")
+    assert shown.count() == 1 and shown.get_attribute("data-id") == "gelu"
+    page.locator("#search").fill("")
+    page.get_by_label("Homogeneous").check()
+    assert page.locator("#count").inner_text() == f"4 of {len(IDS)}"
+    page.get_by_label("Bounded").check()
+    assert [li.get_attribute("data-id") for li in shown.all()] == ["step"]
+    page.locator("#search").fill("nothing of the kind")
+    assert page.locator("#none").is_visible()
+
+
+def test_readout_and_sliders(opened):
+    page = opened("relu")
+    readout = page.locator("#readout")
+    page.locator("#c").fill("60")
+    assert "angle 90°: k = 0.159155, kdot = 0.25" in readout.inner_text()
+    page.locator("#q11").fill("5")  # q11 = 4
+    assert "k = 0.31831, kdot = 0.25" in readout.inner_text()
+    page.locator("#q22").focus()
+    page.keyboard.press("End")  # q22 = 10
+    assert "k = 1.00658" in readout.inner_text()
+    box = page.locator("#plot-dual .u-over").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + 40)
+    assert "angle 120°" in readout.inner_text()
+
+
+def test_phase(opened):
+    page = opened("relu")
+    page.locator("#weight").fill("1")
+    page.locator("#bias").fill("0.5")
+    assert page.locator("#phase-readout").inner_text() == "q* = 1, χ₁ = 0.5 (ordered), depth scale 1.44"
+    page.locator("#weight").fill("3")
+    assert "no fixed point" in page.locator("#phase-readout").inner_text()
+
+
+def test_tabs_and_copy(opened):
+    page = opened("gelu")
+    assert page.locator("[role=tabpanel]:visible").count() == 1
+    page.get_by_role("tab", name="LaTeX").focus()
+    page.keyboard.press("ArrowRight")
+    panel = page.locator("[role=tabpanel]:visible")
+    assert panel.get_attribute("data-name") == "SymPy" and "from sympy import" in panel.inner_text()
+    panel.locator(".copy").click()
+    page.wait_for_timeout(100)
+    assert page.locator("#copied").inner_text() == "Copied"
+
+
+@pytest.mark.parametrize("scheme, first", [("light", "Dark theme"), ("dark", "Light theme")])
+def test_theme(opened, scheme, first):
+    page = opened("relu", color_scheme=scheme)
+    button = page.locator("#theme")
+    back = "getComputedStyle(document.body).backgroundColor"
+    before = page.evaluate(back)
+    assert button.inner_text() == first
+    button.click()
+    assert button.inner_text() != first and page.evaluate(back) != before
+    page.reload()
+    assert page.evaluate(back) != before  # it is remembered
+    assert page.locator("#plot-dual canvas").count() == 1
+
+
+def test_keyboard_reaches_the_content(opened):
+    page = opened("relu")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+
+
+def test_formulas_and_code_need_no_script(browser, folder):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((folder / "relu.html").as_uri())
+    assert page.locator("math").count() > 4 and page.locator("pre:visible").count() == 6
+    context.close()
+
+
+def test_print(opened):
+    page = opened("relu", color_scheme="dark")
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert not page.locator("#theme").is_visible() and page.locator("pre:visible").count() == 5  # all but JAX
