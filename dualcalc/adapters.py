@@ -416,7 +416,7 @@ def _gpytorch_kernel() -> type:
                     raise ValueError(f"{name[4:]}={value!r} came; a positive number was expected")
                 self.register_parameter(name, torch.nn.Parameter(torch.zeros((), dtype=torch.float64)))
                 self.register_constraint(name, Positive())
-                start = getattr(self, f"{name}_constraint").inverse_transform(torch.as_tensor(float(value)).double())
+                start = getattr(self, f"{name}_constraint").inverse_transform(torch.tensor(value, dtype=torch.float64))
                 self.initialize(**{name: start})
 
         @property
