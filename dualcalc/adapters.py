@@ -192,6 +192,33 @@ ELEMENTWISE = '''def layer(fn=None):
 '''
 
 
+STARTS = {
+    "sklearn": ("SklearnKernel", "SklearnKernel(factory, W_std=1.5, b_std=0.1)", "GaussianProcessRegressor(kernel)"),
+    "tinygp": ("TinyGPKernel", "TinyGPKernel(factory(1.5, 0.1))", "tinygp.GaussianProcess(kernel, X, diag=0.1)"),
+    "gpjax": ("GPJaxKernel", "GPJaxKernel(factory, W_std=1.5, b_std=0.1)", "gpjax.gps.Prior(mean, kernel)"),
+    "gpytorch": ("GPyTorchKernel", "GPyTorchKernel(factory, W_std=1.5, b_std=0.1)", "self.covar_module = kernel"),
+}
+"""Per library the adapter, how it is built, and where it goes."""
+LIBRARIES = (*STARTS, "neural-tangents")
+
+
+def starting_source(activation: str, library: str, **parameters) -> str:
+    """The source of a module to start from: `kernel` for a library of STARTS, which needs dualcalc, or `layer` for
+    neural-tangents, which does not. `activation` is a text or a catalog id, with its parameters; ValueError if bad."""
+    if library not in LIBRARIES:
+        raise ValueError(f"library={library!r} came; one of {', '.join(LIBRARIES)} was expected")
+    if library == "neural-tangents":
+        return neural_tangents_source(activation, **parameters)
+    Activation(activation, **parameters)  # read it before it is written
+    name, built, use = STARTS[library]
+    given = ", ".join([repr(activation), *(f"{key}={value!r}" for key, value in parameters.items())])
+    return (
+        f'"""The kernel of an infinitely wide network, for {library}: {use}."""\n\n'
+        f"from dualcalc import Activation\nfrom dualcalc.adapters import {name}, mlp\n\n"
+        f"factory = mlp(Activation({given}), depth=2)\nkernel = {built}\n"
+    )
+
+
 # -------------------------------------------------------------------------------------------------------- scikit-learn
 
 

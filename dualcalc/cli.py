@@ -26,6 +26,7 @@ import click
 
 ENVIRONMENT = "DUALCALC_CATALOG"
 TARGETS = ("jax", "numpy", "numba", "torch", "latex")  # codegen.TARGETS; importing it would import JAX
+LIBRARIES = ("sklearn", "tinygp", "gpjax", "gpytorch", "neural-tangents")  # adapters.LIBRARIES, likewise
 FAILED, BAD_INPUT, NO_CLOSED_FORM, INTERNAL = 1, 2, 3, 70
 
 
@@ -453,6 +454,7 @@ def derive(expr: str, parameters: dict[str, Any], as_json: bool) -> None:
 @main.command("compile", cls=Command)
 @EXPR
 @click.option("--target", type=click.Choice(TARGETS), default="jax", show_default=True, help="What the code is for.")
+@click.option("--to", "library", type=click.Choice(LIBRARIES), help="A module for this library instead.")
 @click.option("-o", "--output", type=PATH, help="File to write; without it the code goes to stdout.")
 @TOL
 @NORMS
@@ -464,6 +466,7 @@ def derive(expr: str, parameters: dict[str, Any], as_json: bool) -> None:
 def compile_(
     expr: str,
     target: str,
+    library: str | None,
     output: Path | None,
     tol: float | None,
     norms: tuple[float, float] | None,
@@ -477,10 +480,16 @@ def compile_(
     """
     if output is not None:
         _writable(output, force)
-    with _working(f"compiling for {target}"):
-        from dualcalc.codegen import emit
+    with _working(f"compiling for {library or target}"):
+        approximation = _given(tol=tol, norms=norms)
+        if library is not None:
+            from dualcalc.adapters import starting_source
 
-        source = emit(expr, target, **_given(tol=tol, norms=norms), **parameters)
+            source, target = starting_source(expr, library, **approximation, **parameters), library
+        else:
+            from dualcalc.codegen import emit
+
+            source = emit(expr, target, **approximation, **parameters)
     if output is not None:
         write_file(output, lambda file: file.write(source.encode()), force)
     if as_json:
