@@ -478,6 +478,8 @@ def compile_(
 
     An activation without a closed form, such as tanh, is approximated to --tol for norms in --norms.
     """
+    if library is not None and target != "jax":
+        raise click.UsageError("give either --target or --to")
     if output is not None:
         _writable(output, force)
     with _working(f"compiling for {library or target}"):

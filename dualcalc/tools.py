@@ -37,7 +37,7 @@ CRITICAL = 1e-7
 
 
 class Fixed(NamedTuple):
-    """A fixed point q = V(q) of the variance; `slope` is V'(q), stable below 1."""
+    """A fixed point q = V(q) of the variance; `slope` is V'(q), stable within (-1, 1)."""
 
     q: float
     slope: float
@@ -45,7 +45,7 @@ class Fixed(NamedTuple):
 
     @property
     def stable(self) -> bool:
-        return self.slope < 1
+        return abs(self.slope) < 1
 
 
 class Critical(NamedTuple):
@@ -115,7 +115,7 @@ def phase(activation, W_std: float = 1.5, b_std: float = 0.1, **parameters) -> P
 
     qs = norms**2
     fixed = tuple(Fixed(q, _slope(V, q), chi(q)) for q in _roots(lambda q: V(q) - q, qs))
-    q = _led_to(V, [f.q for f in fixed if f.stable or _is_root(V, f.q)], qs)
+    q = _led_to(V, [f.q for f in fixed if f.slope < 1 or _is_root(V, f.q)], qs)
     chi_1 = chi(min(max(q, qs[0]), qs[-1]))
     ordered = chi_1 < 1
     name = "critical" if abs(chi_1 - 1) < CRITICAL else "ordered" if ordered else "chaotic"
@@ -163,15 +163,15 @@ def _is_root(V: Callable, q: float) -> bool:
     return abs(float(V(np.array([q]))[0]) - q) < 1e-12 * q and q == 1.0
 
 
-def _led_to(V: Callable, stable: list[float], qs: np.ndarray) -> float:
-    """Where iteration from q = 1 (or the greatest variance, if less) ends: V is increasing or nearly so."""
+def _led_to(V: Callable, stops: list[float], qs: np.ndarray) -> float:
+    """Where iteration from q = 1 (or the greatest variance, if less) ends, given where V crosses q from above."""
     start = min(1.0, float(qs[-1]))
-    if start in stable:
+    if start in stops:
         return start
     up = float(V(np.array([start]))[0]) > start
     if up:
-        return min((q for q in stable if q > start), default=math.inf)
-    return max((q for q in stable if q < start), default=0.0)
+        return min((q for q in stops if q > start), default=math.inf)
+    return max((q for q in stops if q < start), default=0.0)
 
 
 def _cosine(p: Profile, q: float, W_std: float, b_std: float) -> tuple[float, float]:
@@ -435,6 +435,7 @@ def _vector(s: Sphere, by: str) -> np.ndarray:
 
 # -------------------------------------------------------------------------------------------------------------- doctor
 
+MOST_PAIRS = 4096  # of nearly parallel rows, that are looked at
 SAMPLE = 512
 """Rows, evenly spaced, on which kernels are computed and eigenvalues sought."""
 
@@ -529,12 +530,9 @@ def _duplicates(X: np.ndarray) -> list[Finding]:
 
 def _near_parallel(unit: np.ndarray) -> list[Finding]:
     """Pairs of rows, not equal, whose angle float32 cannot hold."""
-    c = np.abs(unit @ unit.T)
-    i, j = np.triu_indices(len(unit), 1)
-    gap = (
-        np.linalg.norm(unit[i] - np.sign((unit @ unit.T)[i, j])[:, None] * unit[j], axis=1) if len(i) < 2**18 else None
-    )
-    angle = np.sqrt(2 * np.maximum(1 - c[i, j], 0)) if gap is None else gap
+    c = unit @ unit.T
+    i, j = (k[:MOST_PAIRS] for k in np.nonzero(np.triu(np.abs(c), 1) > 1 - 1e-5))
+    angle = np.linalg.norm(unit[i] - np.sign(c[i, j])[:, None] * unit[j], axis=1)
     close = (angle > 1e-12) & (angle < 4 * math.sqrt(np.finfo(np.float32).eps))
     if not close.any():
         return []

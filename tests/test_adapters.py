@@ -128,6 +128,7 @@ def test_sklearn_gradient(get):
         np.testing.assert_allclose(slopes[..., i], (high - low) / 2e-5, atol=1e-8)
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_sklearn_fitting():
     from sklearn.gaussian_process import GaussianProcessClassifier, GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import WhiteKernel
@@ -398,6 +399,8 @@ def test_compile_to(tmp_path):
         path = tmp_path / f"{library}.py"
         done = CliRunner().invoke(cli.main, ["compile", "gelu", "--to", library, "-o", str(path)])
         assert done.exit_code == 0 and f"lines for {library}" in done.output and compile(path.read_text(), "", "exec")
+    both = CliRunner().invoke(cli.main, ["compile", "gelu", "--to", "sklearn", "--target", "torch"])
+    assert both.exit_code == 2 and "either --target or --to" in both.output
 
 
 @pytest.mark.peer
