@@ -6,6 +6,7 @@ neural-tangents in its own (`make test-peer`).
 
 import pickle
 import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -98,6 +99,18 @@ def test_bad_input(call, said):
 def test_unknown_names():
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         adapters.Nothing  # noqa: B018
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    for module in ("tinygp", "gpjax", "gpytorch"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, "equinox", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name, (library, _) in adapters.MAKERS.items():
+        if name != "SklearnKernel":
+            monkeypatch.delitem(vars(adapters), name, raising=False)
+            with pytest.raises(ImportError, match=f"{name} needs {library}: pip install {library}"):
+                getattr(adapters, name)
 
 
 # -------------------------------------------------------------------------------------------------------- scikit-learn
