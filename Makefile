@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # JAX on the CPU preallocates nothing and needs no network; two workers fit two cores.
 WORKERS ?= 2
 
-.PHONY: install demo test test-slow test-torch test-wheel test-peer lint bench bench-peer bench-networks bench-targets oracle clean
+.PHONY: install demo test test-slow test-torch test-adapters test-wheel test-peer lint bench bench-peer bench-networks bench-targets oracle clean
 
 install: $(STAMP)
 
@@ -20,9 +20,9 @@ demo: $(STAMP)
 	$(BIN)/python -m dualcalc.demo
 
 test: $(STAMP)
-	@echo "torch and peer tests need environments of their own: make test-torch, make test-peer (skipped here)"
+	@echo "torch, adapters and peer tests need environments of their own: make test-torch test-adapters test-peer (skipped here)"
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || echo "no chromium: the tests of the catalog's pages in a browser are skipped"
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not torch and not peer"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not torch and not adapters and not peer"
 	$(BIN)/python -m pytest --nbmake notebooks
 
 test-slow: $(STAMP)
@@ -35,6 +35,17 @@ test-torch: .venv-torch/.installed
 	test -x .venv-torch/bin/python || $(PYTHON) -m venv .venv-torch
 	.venv-torch/bin/python -m pip install --quiet 'torch==2.13.0'
 	.venv-torch/bin/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+test-adapters: .venv-adapters/.installed
+	.venv-adapters/bin/python -m pytest -m adapters
+
+# torch first, and this one: others pull a build of several gigabytes.
+.venv-adapters/.installed: pyproject.toml
+	test -x .venv-adapters/bin/python || $(PYTHON) -m venv .venv-adapters
+	.venv-adapters/bin/python -m pip install --quiet 'torch==2.13.0'
+	.venv-adapters/bin/python -m pip install --quiet tinygp==0.3.1 gpjax==1.0.0 gpytorch==1.15.2
+	.venv-adapters/bin/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
 # A wheel in an empty environment, outside the repository: what a user of the package has.
@@ -74,4 +85,4 @@ oracle: $(STAMP)
 	$(BIN)/python -m tests.oracle
 
 clean:
-	rm -rf .venv .venv-torch .venv-peer build dist
+	rm -rf .venv .venv-torch .venv-adapters .venv-peer build dist

@@ -12,13 +12,13 @@ PACKAGE = Path(__file__).parents[1] / "dualcalc"
 ORDER = (
     "runtime catalog parsing rational atoms gaussian dual balls pieces certified quadrature expansions bounds"
     " mixtures tables approximate printing codegen verify gram fusion layers networks conv finite inference"
-    " series sketch nystrom layerwise features ridge estimators images plots site"
+    " series sketch nystrom layerwise features ridge estimators adapters images plots tools site"
 ).split()
 EXEMPT = {"__init__", "__main__", "cli", "demo"}
 SYMBOLIC = {"parsing", "rational", "atoms", "gaussian", "dual", "balls", "pieces", "certified", "quadrature"}
 SYMBOLIC |= {"expansions", "bounds", "mixtures", "tables", "approximate", "printing", "verify"}
 NUMERIC = {"runtime", "gram", "fusion", "layers", "networks", "conv", "finite", "inference"}
-NUMERIC |= {"series", "sketch", "nystrom", "layerwise", "features", "ridge", "estimators", "images"}
+NUMERIC |= {"series", "sketch", "nystrom", "layerwise", "features", "ridge", "estimators", "adapters", "images"}
 FILES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
 PRIVATE = ("jax._src", "jax.core", "jax.interpreters", "jaxlib")
 EXECUTING = {
