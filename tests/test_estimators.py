@@ -192,6 +192,34 @@ def test_sparse_rows():
         NTKFeatures(NET, 128, method="nystrom").fit(rows)
 
 
+def test_what_is_refused_says_where_and_what_to_do():
+    y = X[:, 0]
+    images = np.zeros((4, 3, 3, 1))
+    relu = dc.serial(dc.Dense(1.4), dc.Activation("relu"), dc.Dense())
+    for call, kind, words in (
+        (lambda: NTKFeatures(NET, 32).fit(images), ValueError, "for images take method='layerwise'"),
+        (lambda: NTKFeatures(relu, 32).fit(X).transform(np.float32(1e30 * X)), ValueError, "overflows|infinity"),
+        (lambda: NTKFeatures(relu, 32).fit(X).transform(np.float32(1e-24 * X)), ValueError, "row 0 of X.*underflows"),
+        (lambda: NTKFeatures(NET, 32, options=[8]).fit(X), ValueError, "a dictionary was expected"),
+        (lambda: NTKFeatures(NET, 32, options={"anchor": 3}).fit(X), ValueError, "'anchor' came .* it knows degree"),
+        (lambda: StreamingRidge(NET).fit(X, y), TypeError, r"such as NTKFeatures\(net\)"),
+        (lambda: StreamingRidge(NTKFeatures(NET, 32), batch_size=0).fit(X, y), ValueError, "batch_size=0"),
+    ):
+        with pytest.raises(kind, match=words):
+            call()
+
+
+def test_a_refused_batch_leaves_the_stream_as_it_was():
+    y = X[:, 0]
+    stream = StreamingRidge(NTKFeatures(NET, 32), batch_size=3).partial_fit(X, y)
+    before = stream.predict(X)
+    wild = X.copy()
+    wild[8] *= 1000
+    with pytest.raises(ValueError, match="rows 6 to 8 of X.*row 2 of X"):
+        stream.partial_fit(wild, y)
+    assert (stream.predict(X) == before).all()
+
+
 def test_networks_and_estimators_pickle():
     for activation in (dc.Activation("abrelu", A=jnp.asarray(0.3), B=1.1), dc.Activation(dc.derive("t*Phi(t)"))):
         net = dc.serial(dc.Dense(1.5), activation, dc.Dense())
