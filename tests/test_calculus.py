@@ -533,6 +533,15 @@ def test_sympy_input():
 ARC_COSINE = "(sqrt(q11*q22 - q12**2) + q12*(pi - acos(q12/sqrt(q11*q22))))/(2*pi)"
 
 
+def test_degree_of_a_given_kernel():
+    for kernel, degree in (
+        ("q12", 1), ("q12**2 + q11*q22", 2), ("sqrt(q11*q22)*exp(A*(q12/sqrt(q11*q22) - 1))", 1),
+        ("q12**2/(q11*q22)", 0), ("exp(q12)", None), ("q12 + 1", None), ("sqrt(1 + q11)*sqrt(1 + q22)", None),
+    ):  # fmt: skip
+        assert dc.from_kernel(kernel).homogeneity == degree, kernel
+    assert dc.from_kernel(lambda q12, q11, q22: q12).homogeneity is None  # unknown of a callable
+
+
 def test_from_kernel():
     text = dc.from_kernel("sqrt(q11*q22)*exp(q12/sqrt(q11*q22) - 1)")
     kappa = dc.from_kernel(kappa="exp(t - 1)")
@@ -541,7 +550,7 @@ def test_from_kernel():
         for d in (text, kappa):
             assert abs(sp.N(d.k.subs(at) - c * sp.exp(at[q12] / c - 1), 20)) < 1e-15
             assert abs(sp.N(d.kdot.subs(at) - sp.exp(at[q12] / c - 1), 20)) < 1e-15
-    assert text.activation is None and text.parity is None and text.homogeneity is None
+    assert text.activation is None and text.parity is None and text.homogeneity == 1
     with pytest.raises(dc.NoClosedForm, match="activation is unknown"):
         _ = text.blocks
     scaled = dc.from_kernel(kappa="exp(A*(t - 1))", A=0.5)

@@ -138,7 +138,7 @@ def test_status_and_properties(records):
     assert on["relu"] == {"closed", "homogeneous"}
     assert on["step"] == {"closed", "homogeneous", "bounded"}
     assert on["hostile"] == {"closed", "homogeneous", "smooth"}
-    assert on["normalized_gaussian"] == {"closed", "table1"}
+    assert on["normalized_gaussian"] == {"closed", "table1", "homogeneous"}
 
 
 def test_what_has_no_value(records, pages):
