@@ -120,19 +120,33 @@ class Polynomials(NamedTuple):
     kdot: Array | None
 
 
+NODES = 13
+"""Coefficients of the polynomials that stand for the kernels of a homogeneous activation."""
+
+
 def _polynomials(layer: Activation, dtype, ntk: bool) -> Polynomials | None:
-    """Of degree 12, right to rounding in float32 (`test_polynomials`); None in float64, and for other activations."""
+    """Through 13 points, and right to rounding in float32 at 26 others; None where they are not, in float64, and for
+    activations that are not homogeneous."""
     if dtype != np.float32 or not layer.homogeneity(1):
         return None
-    y = np.cos(np.pi * (2 * np.arange(13) + 1) / 26)
-    c = np.stack([1 - ((y + 1) / 2) ** 2, ((y + 1) / 2) ** 2 - 1])
+    sides = []
+    for count in (NODES, 2 * NODES):
+        y = np.cos(np.pi * (2 * np.arange(count) + 1) / (2 * count))
+        sides.append((y, np.stack([1 - ((y + 1) / 2) ** 2, ((y + 1) / 2) ** 2 - 1])))
 
-    def fitted(f: Callable) -> Array:
-        values = np.asarray(f(c, np.ones_like(c), np.ones_like(c), **layer.arguments))
-        return jnp.asarray([chebyshev.cheb2poly(chebyshev.chebfit(y, v, 12)) for v in values], dtype)
+    def fitted(f: Callable) -> Array | None:
+        (y, values), (between, exact) = (
+            (y, np.asarray(f(c, np.ones_like(c), np.ones_like(c), **layer.arguments))) for y, c in sides
+        )
+        rows = [chebyshev.chebfit(y, v, NODES - 1) for v in values]
+        errors = [chebyshev.chebval(between, row) - v for row, v in zip(rows, exact, strict=True)]
+        if not np.abs(errors).max() <= 4 * np.finfo(np.float32).eps * np.abs(exact).max():
+            return None
+        return jnp.asarray([chebyshev.cheb2poly(row) for row in rows], dtype)
 
     with _double():
-        return Polynomials(fitted(layer.fns.k), fitted(layer.fns.kdot) if ntk else None)
+        k, kdot = fitted(layer.fns.k), fitted(layer.fns.kdot) if ntk else None
+    return None if k is None or (ntk and kdot is None) else Polynomials(k, kdot)
 
 
 def _polynomial(coefficients: Array, c: Array) -> Array:

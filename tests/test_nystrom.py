@@ -174,7 +174,7 @@ def test_last_reduction():
     assert features.n_components == 10 and features(SMOOTH).shape == (12, 10)
 
 
-@pytest.mark.parametrize("name", ["relu", "abs"])
+@pytest.mark.parametrize("name", ["relu", "abs", "normalized_gaussian"])
 def test_polynomials(name):
     layer, c = Activation(name), np.sin(np.linspace(-np.pi / 2, np.pi / 2, 999))
     found = _polynomials(layer, np.float32, True)
@@ -182,6 +182,8 @@ def test_polynomials(name):
         exact = np.asarray(f(c, np.ones_like(c), np.ones_like(c)))
         got = np.asarray(_polynomial(coefficients.astype(float), jnp.asarray(c)))
         assert np.abs(got - exact).max() < 1e-6 * np.abs(exact).max()
+    steep = Activation(from_kernel(kappa="exp(200*(t - 1))"))
+    assert steep.homogeneity(1) == 1 and _polynomials(steep, np.float32, True) is None
     assert _polynomials(layer, np.float64, True) is None and _polynomials(Activation("gelu"), np.float32, True) is None
 
 
