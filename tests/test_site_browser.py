@@ -91,7 +91,7 @@ def test_search_and_filters(opened):
     assert shown.count() == 1 and shown.get_attribute("data-id") == "gelu"
     page.locator("#search").fill("")
     page.get_by_label("Homogeneous").check()
-    assert page.locator("#count").inner_text() == f"4 of {len(IDS)}"
+    assert page.locator("#count").inner_text() == f"5 of {len(IDS)}"
     page.get_by_label("Bounded").check()
     assert [li.get_attribute("data-id") for li in shown.all()] == ["step"]
     page.locator("#search").fill("nothing of the kind")
