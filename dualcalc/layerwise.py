@@ -444,13 +444,7 @@ def layerwise(
             raise ValueError(f"{name}={value!r} came; one of {', '.join(map(repr, choices))} was expected")
     counts = dict(n_components=n_components, images=images, patches=patches, degree=degree)
     n_components, images, patches, degree = (positive(value, name) for name, value in counts.items())
-    activations = _activations(net)
-    if isinstance(anchors, Sequence | np.ndarray) and not isinstance(anchors, str):
-        given = [positive(count, "an entry of anchors") for count in anchors]
-        if len(given) != activations:
-            raise ValueError(f"anchors={anchors!r} came; a number for each of {activations} activations was expected")
-    else:
-        given = [positive(anchors, "anchors")]
+    given = _given(anchors, activations := _activations(net))
     X, ntk, generator = np.asarray(net._inputs(X, None)[0]), get == "ntk", np.random.default_rng(random_state)
     sample = jnp.asarray(drawn(X, images, generator))
     tables: list[Anchors | Sketch] = []
@@ -473,7 +467,7 @@ def layerwise(
 
     signal = _run(net, _start(sample), active)
     weights = [part.theta if ntk else part.q for part in signal]
-    empty = [part.written().x.size == 0 for part in signal]
+    empty = [jax.eval_shape(Part.written, part).x.size == 0 for part in signal]
     kept = tuple(w is not None and bool(w > 0) and not none for w, none in zip(weights, empty, strict=True))
     if not any(kept):
         raise ValueError(f"the {get} of {net!r} is zero on every row of X; there is nothing to approximate")
@@ -486,6 +480,16 @@ def layerwise(
     root = inverse_root(landmarks.astype(float) @ landmarks.T.astype(float), float(np.finfo(X.dtype).eps))
     projection = jnp.asarray(landmarks.T @ root, X.dtype)
     return replace(found, projection=projection, n_components=projection.shape[1])
+
+
+def _given(anchors, activations: int) -> list[int]:
+    """One number, or one for every activation; ValueError otherwise."""
+    if isinstance(anchors, str) or not isinstance(anchors, Sequence | np.ndarray):
+        return [positive(anchors, "anchors")]
+    given = [positive(count, "an entry of anchors") for count in anchors]
+    if len(given) != activations:
+        raise ValueError(f"anchors={anchors!r} came; a number for each of {activations} activations was expected")
+    return given
 
 
 @jax.jit
