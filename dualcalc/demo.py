@@ -20,7 +20,7 @@ from rich.text import Text
 
 import dualcalc as dc
 
-from .cli import derivation_tree, drawing
+from .cli.formulas import derivation_tree, drawing
 
 ACTIVATION = "t*(1 + erf(t/sqrt(2)))/2"
 TRAINING_ROWS, SEED = 1000, 0

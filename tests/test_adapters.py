@@ -406,9 +406,10 @@ def test_compile_to(tmp_path):
     from click.testing import CliRunner
 
     from dualcalc import cli
+    from dualcalc.cli.console import LIBRARIES
 
-    assert cli.LIBRARIES == adapters.LIBRARIES
-    for library in cli.LIBRARIES:
+    assert LIBRARIES == adapters.LIBRARIES
+    for library in LIBRARIES:
         path = tmp_path / f"{library}.py"
         done = CliRunner().invoke(cli.main, ["compile", "gelu", "--to", library, "-o", str(path)])
         assert done.exit_code == 0 and f"lines for {library}" in done.output and compile(path.read_text(), "", "exec")

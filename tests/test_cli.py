@@ -12,6 +12,8 @@ from click.testing import CliRunner
 
 import dualcalc as dc
 from dualcalc import catalog, cli
+from dualcalc.cli import console, formulas
+from dualcalc.cli.network_text import build_network, read_network
 
 SLACK = 3  # of the speed promised: this runs beside other tests
 
@@ -161,14 +163,14 @@ def test_internal_errors_have_a_code_of_their_own(monkeypatch):
     def broken(*_):
         raise KeyError("lost")
 
-    monkeypatch.setattr(cli, "_dual", broken)
-    assert "internal error" in run("derive", "t", code=cli.INTERNAL).stderr
+    monkeypatch.setattr(formulas, "dual_of", broken)
+    assert "internal error" in run("derive", "t", code=console.INTERNAL).stderr
     monkeypatch.setenv("DUALCALC_TRACEBACK", "1")
     assert isinstance(CliRunner().invoke(cli.main, ["derive", "t"]).exception, KeyError)
 
 
 def test_compile(tmp_path):
-    assert cli.TARGETS == __import__("dualcalc.codegen").codegen.TARGETS
+    assert console.TARGETS == __import__("dualcalc.codegen").codegen.TARGETS
     source = run("compile", "relu", "--target", "numpy").stdout
     space: dict = {"__name__": "generated"}
     exec(source, space)
@@ -198,7 +200,7 @@ def test_nothing_half_written(tmp_path):
         if old:
             file.write_text(old)
         with pytest.raises(ValueError):
-            cli.write_file(file, fails, force=True)
+            console.write_file(file, fails, force=True)
         assert os.listdir(tmp_path) == ([] if old is None else ["file"])
     assert file.read_text() == "old"
 
@@ -280,7 +282,7 @@ def test_catalog_new(tmp_path):
 
 
 def test_network_text():
-    layers = cli.read_network(" dense(1.5, .1)  gelu {t * Phi(t)} abrelu(A=0.3,B=-1e0) dense(b_std=2) p(a=[1,2]) ")
+    layers = read_network(" dense(1.5, .1)  gelu {t * Phi(t)} abrelu(A=0.3,B=-1e0) dense(b_std=2) p(a=[1,2]) ")
     assert layers == [
         ("dense", {"W_std": 1.5, "b_std": 0.1}, (), False),
         ("gelu", {}, (), False),
@@ -290,10 +292,10 @@ def test_network_text():
         ("p", {"a": [1.0, 2.0]}, (), False),
     ]
     images = "conv(3, W_std=2, padding=CIRCULAR, strides=[1,2]) residual(relu conv( 3 ) ) layernorm globalavgpool dense"
-    conv, residual, *_ = cli.read_network(images)
+    conv, residual, *_ = read_network(images)
     assert conv == ("conv", {"window": 3.0, "W_std": 2.0, "padding": "CIRCULAR", "strides": [1.0, 2.0]}, (), False)
     assert residual == ("residual", {}, (("relu", {}, (), False), ("conv", {"window": 3.0}, (), False)), False)
-    assert repr(cli._network(cli.read_network(images))) == (
+    assert repr(build_network(read_network(images))) == (
         "serial(Conv((3, 3), strides=(1, 2), padding='CIRCULAR', W_std=2.0, b_std=0.0), "
         "Residual(Activation('relu'), Conv((3, 3), strides=(1, 1), padding='SAME', W_std=1.0, b_std=0.0)), "
         "LayerNorm(), GlobalAvgPool(), Dense(W_std=1.0, b_std=0.0))"
@@ -315,7 +317,7 @@ def test_network_text():
 )  # fmt: skip
 def test_network_text_errors(text, column):
     with pytest.raises(ValueError) as error:
-        cli.read_network(text)
+        read_network(text)
     shown, caret, reason = str(error.value).split("\n")
     assert shown == text and caret == " " * column + "^" and reason
 

@@ -1,0 +1,172 @@
+"""The commands that compute with data: kernel, features."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .console import (
+    CATALOG,
+    FORCE,
+    JSON,
+    NORMS,
+    PATH,
+    TOL,
+    Failure,
+    check_writable,
+    given,
+    guarded,
+    print_json,
+    working,
+    write_file,
+)
+from .network_text import build_network, read_inputs, read_network
+
+
+@click.command()
+@click.argument("network")
+@click.option("--data", type=PATH, required=True, help="Rows (n, d) or images (n, height, width, channels), .npy.")
+@click.option("--data2", type=PATH, help="Others like them; without it the kernel of --data with itself.")
+@click.option("--get", type=click.Choice(["ntk", "nngp"]), default="ntk", show_default=True, help="Which kernel.")
+@TOL
+@NORMS
+@click.option("-o", "--output", type=PATH, help="File for the kernel, as .npy.")
+@click.option("--plan", is_flag=True, help="Only say what it would take: tiles, bytes, operations, measured seconds.")
+@CATALOG
+@FORCE
+@JSON
+@guarded
+def kernel(
+    network: str,
+    data: Path,
+    data2: Path | None,
+    get: str,
+    tol: float | None,
+    norms: tuple[float, float] | None,
+    output: Path | None,
+    plan: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """The kernel matrix of NETWORK, such as "dense(1.5,0.1) gelu dense", on the rows of a matrix or on images.
+
+    Layers are separated by blanks: dense, dense(W_std), dense(W_std,b_std), a catalog id, a catalog id with parameters
+    as abrelu(A=0.3,B=1.1), a formula in braces as {t*Phi(t)}, layernorm, dropout(0.1), scale(2), residual(relu dense).
+    For images: conv(3), conv(3,W_std=1.4,strides=2,padding=CIRCULAR), avgpool(2), globalavgpool, flatten.
+    """
+    layers = read_network(network)
+    if output is None and not plan:
+        raise click.UsageError("give -o FILE.npy for the kernel, or --plan")
+    if output is not None:
+        check_writable(output, force)
+        if output.exists() and any(path and path.exists() and path.samefile(output) for path in (data, data2)):
+            raise Failure(f"{output}: the data is read from there; choose another name for the kernel")
+    X = read_inputs(data)
+    Y = None if data2 is None else read_inputs(data2)
+    start = time.perf_counter()
+    with working("measuring" if plan else "computing the kernel"):
+        import jax
+        import numpy as np
+
+        if any(z is not None and z.dtype == np.float64 for z in (X, Y)):
+            jax.config.update("jax_enable_x64", True)
+        net = build_network(layers, **given(tol=tol, norms=norms))
+        if plan:
+            planned = net.plan(X, Y, get=get, out=output, overwrite=force)
+        else:
+            values = net(X, Y, get=get, out=output, overwrite=force)
+    seconds = time.perf_counter() - start
+    if plan and as_json:
+        names = ("n", "m", "tile", "tiles", "output_bytes", "working_bytes", "flops", "seconds", "refusal")
+        print_json({name: getattr(planned, name) for name in names})
+    elif plan:
+        click.echo(planned)
+    elif as_json:
+        shape, dtype = list(values.shape), str(values.dtype)
+        print_json({"file": str(output), "get": get, "shape": shape, "dtype": dtype, "seconds": round(seconds, 3)})
+    else:
+        rows, columns = values.shape
+        click.echo(f"wrote {output}: {get} kernel, {rows} x {columns}, {values.dtype}, {seconds:.1f} s")
+
+
+# features ---------------------------------------------------------------------------------------------------------
+
+METHODS = ("sketch", "centred", "nystrom", "exact", "auto")  # features.METHODS for vectors; importing it imports JAX
+
+
+@click.command()
+@click.argument("network")
+@click.option("--data", type=PATH, required=True, help="Rows (n, d) or images (n, height, width, channels), .npy.")
+@click.option("--get", type=click.Choice(["ntk", "nngp"]), default="ntk", show_default=True, help="Of which kernel.")
+@click.option("--components", type=click.IntRange(1), default=4096, show_default=True, help="Columns, at most.")
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="auto",
+    show_default=True,
+    help="auto measures the others on rows of the data, and says why it takes one.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed, the same features.")
+@TOL
+@NORMS
+@click.option("-o", "--output", type=PATH, required=True, help="File for the features, as .npy.")
+@CATALOG
+@FORCE
+@JSON
+@guarded
+def features(
+    network: str,
+    data: Path,
+    get: str,
+    components: int,
+    method: str,
+    seed: int,
+    tol: float | None,
+    norms: tuple[float, float] | None,
+    output: Path,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Features Z of the rows of a matrix, Z Z' ~ the kernel of NETWORK, such as "dense(1.5,0.1) gelu dense".
+
+    NETWORK is written as for the command kernel. The error is measured against the exact kernel on some of the rows.
+    """
+    layers = read_network(network)
+    check_writable(output, force)
+    if output.exists() and data.exists() and data.samefile(output):
+        raise Failure(f"{output}: the data is read from there; choose another name for the features")
+    X = read_inputs(data)
+    start = time.perf_counter()
+    with working("computing features"):
+        import jax
+        import numpy as np
+
+        if X.dtype == np.float64:
+            jax.config.update("jax_enable_x64", True)
+        from dualcalc.features import Choice, choose, feature_error, feature_map
+
+        net = build_network(layers, **given(tol=tol, norms=norms))
+        auto = method == "auto"
+        choice = choose(net, X, components, get=get, random_state=seed) if auto else Choice(method, "as asked")
+        chosen = feature_map(net, X, components, choice.method, get=get, random_state=seed)
+        shape = len(X), chosen.n_components
+        error = feature_error(net, chosen, X, get=get, rows=256, random_state=seed).frobenius
+
+        def write(file: Any) -> None:
+            header = {"descr": np.lib.format.dtype_to_descr(X.dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for first in range(0, len(X), 4096):
+                file.write(np.asarray(chosen(X[first : first + 4096]), X.dtype).tobytes())
+
+        write_file(output, write, force)
+    seconds = time.perf_counter() - start
+    if as_json:
+        result: dict[str, Any] = {"file": str(output), "get": get, "method": choice.method, "reason": choice.reason}
+        result |= {"shape": list(shape), "dtype": str(X.dtype), "error": error, "seconds": round(seconds, 3)}
+        print_json(result)
+    else:
+        click.echo(f"wrote {output}: {get} features, {shape[0]} x {shape[1]}, {X.dtype}, {seconds:.1f} s")
+        click.echo(f"{choice.method}: {choice.reason}; relative error {error:.2g}")
