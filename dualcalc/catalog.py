@@ -9,6 +9,7 @@ data: tags, anchors, aliases, directives and duplicate keys are errors.
 """
 
 import ast
+import contextlib
 import functools
 import json
 import os
@@ -705,8 +706,14 @@ def get(id: str) -> Entry:
     return load().entry(id)
 
 
-def new_entry(
-    folder: str | Path,
+class Draft(NamedTuple):
+    """An entry that is in no file yet, and the text that its file would have."""
+
+    entry: Entry
+    text: str
+
+
+def draft(
     id: str,
     *,
     expression: str | None = None,
@@ -714,13 +721,13 @@ def new_entry(
     name: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     notes: str = "Describe what it is used for and where it comes from.",
-) -> Path:
-    """Write the five-line entry `folder/id.yaml` and return its path.
+    closed_form: bool = True,
+    jumps: bool = False,
+) -> Draft:
+    """Five lines of YAML, validated as a file would be; `parameters` maps names to default values.
 
-    The text is validated as a file would be before anything is written, and appears under its name complete or not at
-    all. `parameters` maps names to default values. An existing file or id is never replaced.
+    closed_form, jumps   as in the catalog: a line more where they are not as usual
     """
-    folder = Path(folder)
     fields = {"expression": expression, "kernel": kernel}
     declared = {key: {"default": _plain(value)} for key, value in (parameters or {}).items()}
     rows = [
@@ -728,10 +735,23 @@ def new_entry(
         f"  names: {json.dumps([name or id], ensure_ascii=False)}",
         *(f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items() if value is not None),
         f"  parameters: {json.dumps(declared, ensure_ascii=False)}",
+        *([] if closed_form else ["  closed_form: false"]),
+        *(["  jumps: true"] if jumps else []),
         f"  notes: {json.dumps(notes, ensure_ascii=False)}",
     ]
     text = "\n".join(rows) + "\n"
-    _parse_entries("new entry", text)  # from here on `id` is a plain word, fit to be a file's name
+    ((entry,), _) = _parse_entries("new entry", text)
+    return Draft(entry, text)
+
+
+def new_entry(folder: str | Path, id: str, **fields: Any) -> Path:
+    """Write the entry that `draft` makes of these fields as `folder/id.yaml`, and return its path.
+
+    The file appears under its name complete or not at all. An existing file or id is never replaced. The schema for
+    editors is put beside it, where it is not there yet.
+    """
+    folder = Path(folder)
+    text = draft(id, **fields).text  # from here on `id` is a plain word, fit to be a file's name
     known = load(folder) if folder.is_dir() else load()
     if id in known:
         other = known[id]
@@ -739,9 +759,15 @@ def new_entry(
     if not folder.is_dir():
         raise CatalogError(f"{folder}: no such folder; create it first", folder)
     path = folder / f"{id}.yaml"
-    if (folder / "schema.json").exists():
-        text = f"{SCHEMA_LINE}\n{text}"
-    temporary = folder / f".{id}.{os.urandom(6).hex()}.tmp"
+    _create(path, f"{SCHEMA_LINE}\n{text}")
+    with contextlib.suppress(CatalogError):  # it is there
+        _create(folder / SCHEMA, json.dumps(schema(), indent=1) + "\n")
+    return path
+
+
+def _create(path: Path, text: str) -> None:
+    """A file that must be new, complete or not at all."""
+    temporary = path.parent / f".{path.name}.{os.urandom(6).hex()}.tmp"
     try:
         with open(temporary, "x", encoding="utf-8", newline="\n") as file:
             file.write(text)
@@ -759,7 +785,6 @@ def new_entry(
         raise CatalogError(f"{path} exists already; choose another id or remove the file", path) from None
     finally:
         temporary.unlink(missing_ok=True)
-    return path
 
 
 def _plain(value: Any) -> Any:
@@ -769,7 +794,8 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str) else str(value)
 
 
-SCHEMA_LINE = "# yaml-language-server: $schema=./schema.json"
+SCHEMA = "schema.json"
+SCHEMA_LINE = f"# yaml-language-server: $schema=./{SCHEMA}"
 
 
 def schema() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import combinations_with_replacement
+from typing import Any
 
 import sympy as sp
 
@@ -338,6 +339,16 @@ def from_entry(entry: catalog.Entry, signs: Mapping[str, dict[str, bool]] | None
     if entry.kernel is not None:
         return from_kernel(text, assume_known=known, source=source, defaults=defaults, **rest)
     return _with_values(parsing.parse_activation(text, parameters=known), rest, source, defaults)
+
+
+def drafted(id: str, **fields: Any) -> catalog.Draft:
+    """`catalog.draft`, its `closed_form` and `jumps` as they are found; ValueError where the formula cannot be read."""
+    dual = from_entry(catalog.draft(id, **fields).entry)
+    try:
+        assert dual.k is not None
+    except NoClosedForm:
+        return catalog.draft(id, closed_form=False, **fields)
+    return catalog.draft(id, jumps=dual.activation is not None and bool(dual.jumps), **fields)
 
 
 def _own_variable(expr: sp.Expr) -> sp.Expr:

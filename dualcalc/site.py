@@ -1,8 +1,9 @@
 """The browsable catalog: an index and a page per entry, as static files that open without a server or a network.
 
-`facts` gathers what a page says of one entry, as plain data that is also its JSON file; `build` renders the Jinja2
-templates in `templates/`, autoescape on, and copies the style sheet, the script and uPlot beside them. The command line
-(`dualcalc catalog site`) is the caller. Needs the extra `dualcalc[site]`.
+`facts` gathers what a page says of one entry, as plain data that is also its JSON file, `summary` what the index says
+of one that is not derived yet; `build` renders the Jinja2 templates in `templates/`, autoescape on, and copies the
+style sheet, the script and uPlot beside them. The command line (`dualcalc catalog site`) and `serve.py` are the
+callers. Needs the extra `dualcalc[site]`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from .plots import REACH, RESOLVED, activation_panel
 from .quadrature import Profile, profile
 from .verify import LAWS, Report, verify
 
-__all__ = ["Site", "build", "facts"]
+__all__ = ["Site", "build", "facts", "summary"]
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 ASSETS = ("site.css", "site.js", "theme.js", "vendor/uPlot.iife.min.js", "vendor/uPlot.min.css", "vendor/uPlot.LICENSE")
@@ -68,35 +69,55 @@ class Site(NamedTuple):
 # Facts ------------------------------------------------------------------------------------------------------------
 
 
-def facts(entry: Entry, references: Mapping[str, Reference]) -> Facts:
-    """All that a page shows of an entry, as JSON can hold it. Never raises for what is wrong with an entry."""
-    found: Facts = {
+def _names(entry: Entry) -> Facts:
+    return {
         "id": entry.id,
         "title": entry.title,
         "names": list(entry.names),
         "expression": entry.expression,
         "kernel": entry.kernel,
-        "parameters": {name: p.model_dump(mode="json") for name, p in entry.parameters.items()},
         "table1": entry.table1,
+    }
+
+
+def summary(entry: Entry) -> Facts:
+    """What the index shows of an entry, in milliseconds: its badge says what the entry declares, nothing is checked."""
+    says = "no closed form" if not entry.closed_form else "k only" if entry.jumps else "closed form"
+    found = _names(entry) | {"status": {"kind": "declared", "text": says}, "properties": {}}
+    try:
+        dual = from_entry(entry)
+        shape = _shape(_at_defaults(dual))
+        return found | {"properties": _properties(entry, dual, shape), "curve": shape and _curve(shape)}
+    except ValueError as error:
+        return found | {"status": {"kind": "broken", "text": "cannot be read", "detail": str(error)}}
+
+
+def facts(entry: Entry, references: Mapping[str, Reference], record: str = "") -> Facts:
+    """All that a page shows of an entry, as JSON can hold it. Never raises for what is wrong with an entry.
+
+    record   its YAML where it is in no file, and so has no id by which code could call it
+    """
+    found = _names(entry) | {
+        "parameters": {name: p.model_dump(mode="json") for name, p in entry.parameters.items()},
         "notes": entry.notes,
         "references": [
             {"role": role, "key": key, **references[key].model_dump(mode="json")}
             for role, keys in entry.references
             for key in keys
         ],
-        "code": {"YAML": _yaml(entry)},
+        "code": {"YAML": record or _yaml(entry)},
     }
     if cited := _bibtex(references, dict.fromkeys(key for _, keys in entry.references for key in keys)):
         found["code"]["BibTeX"] = cited
     try:
-        more = _derived(entry)
+        more = _derived(entry, entry.formula if record else entry.id)
     except ValueError as error:
         status = {"kind": "broken", "text": "cannot be read", "detail": str(error), "laws": []}
         return found | {"status": status, "properties": {}}
     return found | more | {"code": more["code"] | found["code"]}
 
 
-def _derived(entry: Entry) -> Facts:
+def _derived(entry: Entry, source: str) -> Facts:
     """What follows from the formula; ValueError where it cannot be read."""
     dual = from_entry(entry)
     report = verify(entry)
@@ -115,7 +136,7 @@ def _derived(entry: Entry) -> Facts:
         "spectrum": None if shape is None else _spectrum(shape),
         "dual": kernel,
         "diagonal": diagonal,
-        "code": _code(entry, dual, numeric, report, shape),
+        "code": _code(source, dual, numeric, report, shape),
     }
 
 
@@ -315,13 +336,13 @@ from dualcalc.estimators import ExactKernel
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.pipeline import make_pipeline
 
-net = dc.serial(dc.Dense(W_std=1.5, b_std=0.1), dc.Activation("{id}"), dc.Dense())
+net = dc.serial(dc.Dense(W_std=1.5, b_std=0.1), dc.Activation({source}), dc.Dense())
 model = make_pipeline(ExactKernel(net, get="{get}"), KernelRidge(kernel="precomputed", alpha=1e-3))
 # model.fit(X, y).predict(X_new)
 """
 
 
-def _code(entry: Entry, dual: Dual, numeric: Dual | sp.Expr, report: Report, shape: Profile | None) -> dict[str, str]:
+def _code(source: str, dual: Dual, numeric: Dual | sp.Expr, report: Report, shape: Profile | None) -> dict[str, str]:
     """Tab -> text."""
     out: dict[str, str] = {}
     if not report.reason:
@@ -337,7 +358,9 @@ def _code(entry: Entry, dual: Dual, numeric: Dual | sp.Expr, report: Report, sha
         out["JAX"] = codegen.emit(numeric if report.reason else dual, "jax")
     except ValueError as error:
         out["JAX"] = f"# {error}\n"
-    out["scikit-learn"] = SKLEARN.format(id=entry.id, get="nngp" if shape is not None and shape.jumps else "ntk")
+    out["scikit-learn"] = SKLEARN.format(
+        source=json.dumps(source), get="nngp" if shape is not None and shape.jumps else "ntk"
+    )
     return out
 
 
@@ -434,7 +457,8 @@ def short(x: float | None, digits: int = 6) -> str:
     return "–" if x is None else f"{x:.{digits}g}".replace("-", "−")
 
 
-def environment() -> jinja2.Environment:
+def environment(live: bool = False) -> jinja2.Environment:
+    """The templates; `live` where a server makes the pages."""
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -443,11 +467,10 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     env.filters |= {"mathml": mathml, "spark": spark, "stems": stems, "critical": critical, "short": short}
-    env.globals |= {"version": version("dualcalc"), "BOX": BOX, "FLOOR": FLOOR, "PHASE": PHASE}
+    env.globals |= {"live": live, "version": version("dualcalc"), "BOX": BOX, "FLOOR": FLOOR, "PHASE": PHASE}
     return env
 
 
-LISTED = ("id", "title", "expression", "kernel", "table1", "properties")
 FILTERS = (
     ("closed", "Closed form"),
     ("homogeneous", "Homogeneous"),
@@ -455,6 +478,24 @@ FILTERS = (
     ("bounded", "Bounded"),
     ("table1", "In Table 1"),
 )
+
+
+def index_page(env: jinja2.Environment, found: list[Facts]) -> str:
+    """The list of these entries, of `facts` or `summary`."""
+    return env.get_template("index.html").render(entries=found, filters=FILTERS)
+
+
+def entry_page(env: jinja2.Environment, found: Facts, before: Facts | None = None, after: Facts | None = None) -> str:
+    """The page of one entry; the two beside it are linked to."""
+    return env.get_template("entry.html").render(e=found, filters=FILTERS, before=before, after=after)
+
+
+def listing(found: list[Facts]) -> list[Facts]:
+    return [{key: f[key] for key in ("id", "title", "expression", "kernel", "table1", "properties")} for f in found]
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def build(
@@ -480,17 +521,11 @@ def build(
             progress(found["id"])
     ordered = [known[id] for id in entries]
     env = environment()
-    files = {"index.html": env.get_template("index.html").render(entries=ordered, filters=FILTERS, root="")}
-    listing = [
-        {key: f[key] for key in ("id", "title", "expression", "kernel", "table1", "properties")} for f in ordered
-    ]
-    files["index.json"] = json.dumps(listing, ensure_ascii=False, allow_nan=False)
-    page = env.get_template("entry.html")
+    files = {"index.html": index_page(env, ordered), "index.json": as_json(listing(ordered))}
     for i, found in enumerate(ordered):
-        beside = {"before": ordered[i - 1] if i else None, "after": ordered[i + 1] if i + 1 < len(ordered) else None}
-        numbers = {key: found.get(key) for key in ("curve", "dual", "diagonal")}
-        files[f"{found['id']}.html"] = page.render(e=found, numbers=numbers, filters=FILTERS, root="", **beside)
-        files[f"{found['id']}.json"] = json.dumps(found, ensure_ascii=False, allow_nan=False)
+        before, after = ordered[i - 1] if i else None, ordered[i + 1] if i + 1 < len(ordered) else None
+        files[f"{found['id']}.html"] = entry_page(env, found, before, after)
+        files[f"{found['id']}.json"] = as_json(found)
     out.mkdir(parents=True, exist_ok=True)
     for name in ASSETS:
         (out / "assets").mkdir(exist_ok=True)

@@ -314,12 +314,17 @@ def test_new_entry(tmp_path):
     path = cat.new_entry(
         folder, "my_act", expression="t*Phi(A*t)", name='A "quoted": name # é', parameters={"A": "1/3"}
     )
-    assert path == folder / "my_act.yaml" and len(path.read_text().splitlines()) == 5
+    assert (
+        path == folder / "my_act.yaml"
+        and path.read_text().splitlines()[0] == cat.SCHEMA_LINE
+        and len(path.read_text().splitlines()) == 1 + 5
+    )
     entry = cat.load(folder)["my_act"]
     assert entry.title == 'A "quoted": name # é' and entry.defaults == {"A": Fraction(1, 3)}
     cat.new_entry(folder, "my_kernel", kernel="q12**2")
     assert cat.load(folder)["my_kernel"].kernel == "q12**2"
-    assert sorted(os.listdir(folder)) == ["my_act.yaml", "my_kernel.yaml"]
+    assert sorted(os.listdir(folder)) == ["my_act.yaml", "my_kernel.yaml", "schema.json"]
+    assert json.loads((folder / "schema.json").read_text()) == cat.schema()
 
 
 @pytest.mark.parametrize(
@@ -357,7 +362,7 @@ def test_new_entry_without_hard_links(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cat.os, "link", no_links)
     assert cat.load(cat.new_entry(tmp_path, "mine", expression="t").parent)["mine"].expression == "t"
-    assert os.listdir(tmp_path) == ["mine.yaml"]
+    assert sorted(os.listdir(tmp_path)) == ["mine.yaml", "schema.json"]
 
 
 # Weight -----------------------------------------------------------------------------------------------------------

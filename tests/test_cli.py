@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 
 import dualcalc as dc
 from dualcalc import catalog, cli
-from dualcalc.cli import console, formulas
+from dualcalc.cli import console, entries, formulas
 from dualcalc.cli.network_text import build_network, read_network
 
 SLACK = 3  # of the speed promised: this runs beside other tests
@@ -272,10 +273,34 @@ def test_catalog_new(tmp_path):
     run(*new, "--id", "bad", "--expression", "t*", code=2)
     run(*new, "--id", "bad", "--expression", "t", "--kernel", "q12", code=2)
     run(*new, "--id", "bad", "--kernel", "-q12", code=2)
-    run(*new, "--id", "bad", "--expression", "tanh(2*t)", code=3)
+    assert "-p A=1" in run(*new, "--id", "bad", "--expression", "A*t", code=2).stderr
     assert "--expression is missing" in run(*new, "--id", "bad", code=2).stderr
     assert "--id is missing" in run(*new, code=2).stderr
-    assert os.listdir(folder) == ["my_relu.yaml"] and (folder / "my_relu.yaml").read_text() == before
+    assert sorted(os.listdir(folder)) == ["my_relu.yaml", "schema.json"]
+    assert (folder / "my_relu.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("expression", "line"), [("tanh(2*t)", "  closed_form: false"), ("sign(2*t)", "  jumps: true"), ("t*Phi(3*t)", "")]
+)
+def test_catalog_new_declares_what_it_finds(tmp_path, expression, line):
+    result = run("catalog", "new", "--folder", tmp_path, "--id", "mine", "--expression", expression)
+    lines = (tmp_path / "mine.yaml").read_text().splitlines()
+    assert [x for x in lines if "closed_form" in x or "jumps" in x] == [line] * bool(line)
+    assert ("no closed form, it is approximated" in result.output) == ("closed_form" in line)
+    assert run("catalog", "verify", "--folder", tmp_path).output.endswith("1 of 1 entries pass, 0 s\n")
+
+
+def test_catalog_new_asks(tmp_path, monkeypatch):
+    monkeypatch.setattr(entries, "_asks", lambda: True)
+    opened = []
+    monkeypatch.setattr(entries.click, "launch", opened.append)
+    answers = "mine\nt*Phi(A*t)\n1/3\nMy GELU\nAs an example.\n"
+    result = run("catalog", "new", "--folder", tmp_path, "--page", tmp_path / "pages", input=answers)
+    entry = catalog.load(tmp_path)["mine"]
+    assert (entry.title, entry.notes, entry.defaults) == ("My GELU", "As an example.", {"A": Fraction(1, 3)})
+    page = tmp_path / "pages" / "mine.html"
+    assert opened == [page.as_uri()] and "verified" in page.read_text() and f"its page: {page}" in result.output
 
 
 # kernel -----------------------------------------------------------------------------------------------------------

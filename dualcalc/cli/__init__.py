@@ -12,7 +12,7 @@ from __future__ import annotations
 import click
 
 from .console import CATALOG
-from .entries import entries
+from .entries import group as catalog
 from .formulas import bound, compile_, derive, hermite, plot
 from .kernels import features, kernel
 from .questions import compare, doctor, nearest, phase
@@ -29,5 +29,5 @@ def main() -> None:
     """
 
 
-for command in (derive, compile_, hermite, bound, plot, phase, compare, nearest, doctor, kernel, features, entries):
+for command in (derive, compile_, hermite, bound, plot, phase, compare, nearest, doctor, kernel, features, catalog):
     main.add_command(command)

@@ -42,6 +42,10 @@ def clean(text: str) -> str:
 
 
 ADVICE = (
+    (
+        r"got the unknown name '(\w+)' (.*)declare it under `parameters`",
+        r"got the unknown name '\1' \2give its default, as -p \1=1",
+    ),
     (r'use get="nngp"', "use --get nngp"),
     (r'or get="nngp"', "or k alone"),
     (r"\bdc\.(compile|hermite)\b", r"`dualcalc \1`"),

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from .console import (
     FAILED,
     FORCE,
     JSON,
-    NO_CLOSED_FORM,
     PARAMETERS,
     PATH,
     Failure,
     add_folders,
     check_writable,
+    clean,
     finite,
     guarded,
     in_terminal,
@@ -38,7 +39,7 @@ from .formulas import dual_of, formula_json, formulas_of, show_formulas
 
 @click.group("catalog")
 @CATALOG
-def entries() -> None:
+def group() -> None:
     """The activations and kernels that dualcalc knows by name."""
 
 
@@ -59,7 +60,7 @@ def _closed(closed: bool, jumps: bool) -> str:
     return "no" if not closed else "k only" if jumps else "yes"
 
 
-@entries.command("list")
+@group.command("list")
 @CATALOG
 @JSON
 @guarded
@@ -78,7 +79,7 @@ def list_(as_json: bool) -> None:
     table(rows, ("id", "title", "formula", "table 1", "closed form"), {"id": "bold cyan", "title": "bold"})
 
 
-@entries.command()
+@group.command()
 @click.argument("id")
 @CATALOG
 @JSON
@@ -140,7 +141,7 @@ def _cite(reference: Any) -> str:
     return f"{reference.author} ({reference.year}), {reference.title}, {reference.venue}{', ' + where if where else ''}"
 
 
-@entries.command("verify")
+@group.command("verify")
 @click.argument("ids", nargs=-1)
 @click.option("--folder", type=PATH, help="Verify the entries of this folder.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Stream of the random points.")
@@ -209,13 +210,16 @@ def _show_reports(reports: list[Any], laws: tuple[Any, ...]) -> None:
             )
 
 
-@entries.command()
+@group.command()
 @click.option("--id", "id_", help="Permanent name: lower-case letters, digits, underscores.")
 @click.option("--expression", help="The activation, a formula in t.")
 @click.option("--kernel", help="Or a bare kernel, a formula in q11, q12, q22.")
 @click.option("--name", help="Display name.")
 @click.option("--notes", help="What it is used for and where it comes from.")
 @click.option("--folder", type=PATH, default=Path("catalog"), show_default=True, help="Where the file goes.")
+@click.option(
+    "--page", type=PATH, help="Folder for its page  [default: none; in a terminal a new one, and it is opened]"
+)
 @PARAMETERS
 @CATALOG
 @JSON
@@ -227,42 +231,93 @@ def new(
     name: str | None,
     notes: str | None,
     folder: Path,
+    page: Path | None,
     parameters: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Derive and verify an activation, then write it as a catalog file. -p gives parameters their defaults."""
+    """Derive and verify an activation, write it as a catalog file, show its page. -p gives parameters their defaults.
+
+    In a terminal, what is not given is asked for. What has no closed form, or jumps, is declared so in the file.
+    """
     if expression is not None and kernel is not None:
         raise click.UsageError("give either --expression or --kernel, not both")
+    if not folder.is_dir():
+        raise Failure(f"{folder}: no such folder; create it first")
+    from dualcalc import catalog
+
     id_ = _ask(id_, "--id", "id (lower-case letters, digits, underscores)")
     if kernel is None:
         expression = _ask(expression, "--expression", "activation, a formula in t")
-    name = name or (click.prompt("display name", default=id_) if _asks() else id_)
-    from dualcalc import catalog
-
-    fields: dict[str, Any] = {"expression": expression, "kernel": kernel, "name": name, "parameters": parameters}
+        parameters = _ask_values(expression, parameters)
+    fields: dict[str, Any] = {"expression": expression, "kernel": kernel, "parameters": parameters}
+    fields["name"] = name or (click.prompt("display name", default=id_) if _asks() else id_)
+    catalog.draft(id_, **fields)
+    if _asks() and notes is None:
+        notes = click.prompt("notes: what it is used for, where it comes from", default="", show_default=False) or None
     fields |= {} if notes is None else {"notes": notes}
-    with tempfile.TemporaryDirectory() as draft:  # read back as it would be from the catalog
-        catalog.new_entry(draft, id_, **fields)
-        entry = catalog.load(draft).entry(id_)
     check_writable(folder / f"{id_}.yaml", force=False)
     with working("deriving and verifying"):
         from dualcalc import verify
+        from dualcalc.dual import drafted
 
+        entry = drafted(id_, **fields).entry
+        fields |= {"closed_form": entry.closed_form, "jumps": entry.jumps}
         report = verify.verify(entry)
-    if report.reason:
-        raise Failure(f"no closed form: {report.reason}\nnothing was written", NO_CLOSED_FORM)
     if not report.passed:
         first = report.failures[0]
         unread = first.law == verify.DERIVED
         raise Failure(f"{first.note if unread else report}\nnothing was written", BAD_INPUT if unread else FAILED)
     path = catalog.new_entry(folder, id_, **fields)
+    shown = _page_of(id_, path, page)
     if as_json:
-        print_json({"file": str(path), **_report_json(report)})
-    else:
-        click.echo(f"wrote {path}; add its references there. Use it with --catalog {folder}")
+        print_json({"file": str(path), "page": shown and str(shown), **_report_json(report)})
+        return
+    click.echo(f"wrote {path}; add its references there. Use it with --catalog {folder}")
+    if report.reason:
+        click.echo(f"no closed form, it is approximated: {report.reason}")
+    if shown is not None:
+        click.echo(f"its page: {shown}")
+        if _asks():
+            click.launch(shown.as_uri())
 
 
-@entries.command()
+def _ask_values(expression: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """With answers for the names in a formula that have no value yet."""
+    if not _asks():
+        return parameters
+    from dualcalc.parsing import ParseError, parse_activation
+
+    try:
+        symbols = parse_activation(expression).free_symbols
+    except ParseError:  # its degrees or lists are among the parameters, or the draft says what is wrong
+        return parameters
+    names = sorted({symbol.name for symbol in symbols} - {"t", *parameters})
+    return parameters | {name: click.prompt(f"default of the parameter {name}", default="1") for name in names}
+
+
+def _page_of(id: str, path: Path, folder: Path | None) -> Path | None:
+    """Write the entry's page, where one is asked for and can be made."""
+    if folder is None and not _asks():
+        return None
+    from dualcalc import catalog
+
+    pages = _pages()
+    known = catalog.load(path.parent)
+    folder = folder or Path(tempfile.mkdtemp(prefix="dualcalc-"))
+    with working("drawing its page"):
+        pages.build({id: known.entry(id)}, known.references, folder)
+    return (folder / f"{id}.html").resolve()
+
+
+def _pages() -> Any:
+    try:
+        from dualcalc import site as pages
+    except ModuleNotFoundError as error:
+        raise Failure(f"{error.name} is missing: pip install 'dualcalc[site]'") from None
+    return pages
+
+
+@group.command()
 @click.option("--out", type=PATH, default=Path("site"), show_default=True, help="Folder for the pages; made if needed.")
 @click.option("--id", "ids", multiple=True, help="Only this entry; repeat it for more.")
 @click.option("--workers", type=click.IntRange(1, 64), help="Processes  [default: one per core, at most 4]")
@@ -281,10 +336,7 @@ def site(out: Path, ids: tuple[str, ...], workers: int | None, force: bool, as_j
     known = catalog.load()
     chosen = {id: known.entry(id) for id in ids} if ids else dict(known)
     with working("loading"):
-        try:
-            from dualcalc import site as pages
-        except ModuleNotFoundError as error:
-            raise Failure(f"{error.name} is missing: pip install 'dualcalc[site]'") from None
+        pages = _pages()
     workers = workers or (1 if len(chosen) < 6 else _cores())
     with progress("pages", len(chosen)) as step:
         made = pages.build(chosen, known.references, out, workers=workers, progress=step)
@@ -293,6 +345,40 @@ def site(out: Path, ids: tuple[str, ...], workers: int | None, force: bool, as_j
     else:
         size = f"{made.size / 2**20:.1f} MiB"
         click.echo(f"wrote {made.home} and {made.pages - 1} entries: {size}, {made.seconds:.0f} s")
+
+
+@group.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=8017, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Where to listen; any other lets others in.",
+)
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=20.0, show_default=True, help="For what is typed.")
+@click.option("--memory", type=click.IntRange(64), default=1024, show_default=True, help="For what is typed, in MiB.")
+@click.option("--open/--no-open", "opened", default=None, help="Open a browser  [default: in a terminal]")
+@CATALOG
+@guarded
+def browse(port: int, host: str, seconds: float, memory: int, opened: bool | None) -> None:
+    """Serve the catalog to a browser on this machine, with a page for any activation that is typed; Ctrl-C ends it."""
+    from dualcalc import catalog
+
+    known = catalog.load()
+    with working("loading"):
+        _pages()
+        from dualcalc import serve
+
+        try:
+            server = serve.Server(known, host, port, serve.Limits(seconds, memory * 2**20))
+        except (OSError, OverflowError) as error:
+            raise Failure(f"cannot listen on {clean(host)}:{port} ({error}); --port 0 takes a free port") from None
+    with server:
+        click.echo(f"the catalog is at {server.url} and {server.url}live; Ctrl-C ends it")
+        if in_terminal() if opened is None else opened:
+            click.launch(server.url)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def _cores() -> int:

@@ -55,6 +55,14 @@
     filter(); // a browser keeps what was typed when one goes back
   }
 
+  // The form of the live page: what happens after it is sent.
+  const live = byId("live");
+  if (live) {
+    const send = live.querySelector("button"), status = byId("live-status");
+    live.addEventListener("submit", () => { send.disabled = true; status.textContent = status.dataset.wait; });
+    addEventListener("pageshow", () => { send.disabled = false; }); // one came back to it
+  }
+
   // Plots.
   const numbers = byId("numbers") ? JSON.parse(byId("numbers").textContent) : {};
 
