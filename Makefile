@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # JAX on the CPU preallocates nothing and needs no network; two workers fit two cores.
 WORKERS ?= 2
 
-.PHONY: install demo test test-slow test-torch test-adapters test-wheel test-peer lint bench bench-peer bench-networks bench-targets oracle clean
+.PHONY: install demo test test-slow test-torch test-adapters test-wheel test-peer lint docs bench bench-peer bench-networks bench-targets oracle clean
 
 install: $(STAMP)
 
@@ -68,6 +68,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every warning is an error; the pages are in build/docs.
+docs: $(STAMP)
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/kernels.py
