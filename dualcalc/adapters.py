@@ -179,7 +179,11 @@ def neural_tangents_source(activation, **parameters) -> str:
     dualcalc nor SymPy and runs with the JAX 0.4.30 that neural-tangents needs. For an activation that jumps, `kdot`
     raises: ask kernel_fn for "nngp". `fn`, what `apply_fn` of a finite network needs, is yours to give.
     """
-    source = emit(activation, "jax", **parameters)
+    return with_layer(emit(activation, "jax", **parameters))
+
+
+def with_layer(source: str) -> str:
+    """The source of a JAX module, `layer` put before its self-check."""
     head, mark, check = source.partition("\n\n# q12, q11, q22, k, sqrt(k11 k22)")
     return f"{head.rstrip()}\n\n\n{ELEMENTWISE}\n{mark}{check}"
 

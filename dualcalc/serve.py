@@ -186,7 +186,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, known: catalog.Catalog, host: str = LOOPBACK[0], port: int = 0, limits: Limits = TYPED):
         super().__init__((host, port), Handler)
         self.known, self.limits = known, limits
-        self.environment = site.environment(live=True)
+        self.environment = site.environment(live=True)  # of MathML: nothing runs that a visitor does not need
         self.turn, self.queue = threading.Lock(), threading.BoundedSemaphore(2)
         self.pages, self.making = dict[str, str](), threading.Lock()
 

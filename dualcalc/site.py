@@ -12,9 +12,12 @@ import json
 import math
 import multiprocessing
 import shutil
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from itertools import combinations_with_replacement
@@ -28,6 +31,7 @@ from latex2mathml.converter import convert
 from markupsafe import Markup
 
 from . import codegen
+from .adapters import with_layer
 from .atoms import NoClosedForm
 from .catalog import Entry, Reference
 from .dual import Dual, from_entry, resolve
@@ -41,6 +45,8 @@ __all__ = ["Site", "build", "facts", "summary"]
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 ASSETS = ("site.css", "site.js", "theme.js", "vendor/uPlot.iife.min.js", "vendor/uPlot.min.css", "vendor/uPlot.LICENSE")
+FONTS = sorted(f"vendor/fonts/{path.name}" for path in TEMPLATES.glob("vendor/fonts/*.woff2"))
+KATEX = ("vendor/katex.min.css", "vendor/KaTeX.LICENSE", *FONTS)  # beside them, where KaTeX typesets
 NORMS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0)  # q11 and q22 of the sliders
 ANGLES = 121  # cosines of equidistant angles: dense at c = +-1, where kernels are steep
 DIAGONAL = np.geomspace(1e-3, 50.0, 97)  # q, for the phase diagram
@@ -49,6 +55,7 @@ INSIDE = 0.9  # of the domain of the norms
 TRUTHS = ("recorded", "fresh", "quadrature", "diagonal")  # laws against other sources; the badge has their worst error
 DEGREES = 40
 DIGITS = 7
+LONG = 300  # characters of LaTeX that KaTeX typesets
 ROUNDING = 1e-14  # what is below this share of the largest value is zero
 WIDE = 60  # characters of an exact value that is shown beside its number
 
@@ -356,6 +363,7 @@ def _code(source: str, dual: Dual, numeric: Dual | sp.Expr, report: Report, shap
         out["SymPy"] = SYMPY.format(symbols=left, phi2=PHI2, k=dual.k, kdot=kdot) if "Phi2" in text else text
     try:
         out["JAX"] = codegen.emit(numeric if report.reason else dual, "jax")
+        out["neural-tangents"] = with_layer(out["JAX"])
     except ValueError as error:
         out["JAX"] = f"# {error}\n"
     out["scikit-learn"] = SKLEARN.format(
@@ -395,12 +403,38 @@ BOX, FLOOR = (440.0, 150.0), -12  # of the spectrum's picture; the lowest power 
 SPARK = (120.0, 60.0)
 
 
-def mathml(latex: str, display: str = "inline") -> Markup:
+def mathml(latex: str) -> Markup:
     """LaTeX of our own printers as MathML; escaped text where the converter gives up."""
     try:
-        return Markup(convert(latex, display=display))
+        return Markup(convert(latex))
     except Exception:  # of any kind: a page must not fail for one formula
         return Markup("<code>{}</code>").format(latex)
+
+
+class Katex:
+    """LaTeX as HTML and MathML by KaTeX, in a process of node's; what is too long for it, by `mathml`.
+
+    KaTeX needs some 80 bytes for one of LaTeX, `mathml` 15.
+    """
+
+    def __init__(self, node: str):
+        command = [node, str(TEMPLATES / "katex.cjs")]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
+        self.turn = threading.Lock()
+
+    def __call__(self, latex: str) -> Markup:
+        if len(latex) > LONG:
+            return mathml(latex)
+        with self.turn:
+            assert self.process.stdin is not None and self.process.stdout is not None
+            self.process.stdin.write(f"{json.dumps(latex)}\n")
+            self.process.stdin.flush()
+            html = json.loads(self.process.stdout.readline())
+        return mathml(latex) if html is None else Markup(html)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 def spark(curve: Facts | None) -> str:
@@ -457,7 +491,7 @@ def short(x: float | None, digits: int = 6) -> str:
     return "–" if x is None else f"{x:.{digits}g}".replace("-", "−")
 
 
-def environment(live: bool = False) -> jinja2.Environment:
+def environment(typeset: Callable[[str], Markup] = mathml, live: bool = False) -> jinja2.Environment:
     """The templates; `live` where a server makes the pages."""
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -466,8 +500,15 @@ def environment(live: bool = False) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {"mathml": mathml, "spark": spark, "stems": stems, "critical": critical, "short": short}
-    env.globals |= {"live": live, "version": version("dualcalc"), "BOX": BOX, "FLOOR": FLOOR, "PHASE": PHASE}
+    env.filters |= {"typeset": typeset, "spark": spark, "stems": stems, "critical": critical, "short": short}
+    env.globals |= {
+        "live": live,
+        "katex": typeset is not mathml,
+        "version": version("dualcalc"),
+        "BOX": BOX,
+        "FLOOR": FLOOR,
+        "PHASE": PHASE,
+    }
     return env
 
 
@@ -504,11 +545,13 @@ def build(
     out: Path,
     *,
     workers: int = 1,
+    node: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Site:
     """Write the site of these entries into the folder `out`, which is made; files of the same names are replaced.
 
     workers    processes; more than one only from a program whose main module can be imported again
+    node       the program node, with which KaTeX typesets the formulas; without it they are MathML
     progress   is told every id as it is done
     """
     start = time.perf_counter()
@@ -520,21 +563,40 @@ def build(
         if progress:
             progress(found["id"])
     ordered = [known[id] for id in entries]
-    env = environment()
+    with typesetting(node) as typeset:
+        files = _rendered(environment(typeset), ordered)
+    assets = {name: out / "assets" / name.removeprefix("vendor/") for name in (*ASSETS, *(KATEX if node else ()))}
+    (out / "assets" / "fonts").mkdir(parents=True, exist_ok=True)
+    for name, path in assets.items():
+        shutil.copyfile(TEMPLATES / name, path)
+    for name, text in files.items():
+        (out / name).write_text(text, encoding="utf-8")
+    written = [*(out / name for name in files), *assets.values()]
+    size = sum(path.stat().st_size for path in written)
+    return Site(out / "index.html", len(ordered) + 1, size, time.perf_counter() - start)
+
+
+@contextmanager
+def typesetting(node: str | None) -> Iterator[Callable[[str], Markup]]:
+    """What makes formulas of LaTeX: KaTeX where there is node, else MathML."""
+    if node is None:
+        yield mathml
+        return
+    katex = Katex(node)
+    try:
+        yield katex
+    finally:
+        katex.close()
+
+
+def _rendered(env: jinja2.Environment, ordered: list[Facts]) -> dict[str, str]:
+    """Name -> text of every file of its own."""
     files = {"index.html": index_page(env, ordered), "index.json": as_json(listing(ordered))}
     for i, found in enumerate(ordered):
         before, after = ordered[i - 1] if i else None, ordered[i + 1] if i + 1 < len(ordered) else None
         files[f"{found['id']}.html"] = entry_page(env, found, before, after)
         files[f"{found['id']}.json"] = as_json(found)
-    out.mkdir(parents=True, exist_ok=True)
-    for name in ASSETS:
-        (out / "assets").mkdir(exist_ok=True)
-        shutil.copyfile(TEMPLATES / name, out / "assets" / Path(name).name)
-    for name, text in files.items():
-        (out / name).write_text(text, encoding="utf-8")
-    written = [*(out / name for name in files), *(out / "assets" / Path(name).name for name in ASSETS)]
-    size = sum(path.stat().st_size for path in written)
-    return Site(out / "index.html", len(ordered) + 1, size, time.perf_counter() - start)
+    return files
 
 
 def _gathered(entries: Mapping[str, Entry], references: Mapping[str, Reference], workers: int) -> Iterator[Facts]:

@@ -2,10 +2,12 @@
 
 import os
 import shutil
+import threading
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
-from dualcalc import catalog, site
+from dualcalc import catalog, serve, site
 
 from .test_site import EVIL, HOSTILE, REFERENCES
 
@@ -40,7 +42,7 @@ def folder(tmp_path_factory):
     (more / "references.yaml").write_text(REFERENCES)
     known = catalog.load(more)
     out = tmp_path_factory.mktemp("site")
-    site.build({id: known.entry(id) for id in IDS}, known.references, out)
+    site.build({id: known.entry(id) for id in IDS}, known.references, out, node=shutil.which("node"))
     return out
 
 
@@ -134,6 +136,18 @@ def test_tabs_and_copy(opened):
     assert page.locator("#copied").inner_text() == "Copied"
 
 
+def barriers(page):
+    """What axe finds serious; without what it would fetch for its own use."""
+    found = Axe().run(page, options={"preload": False}).response["violations"]
+    return [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["index", *IDS])
+def test_accessibility(opened, name, scheme):
+    assert barriers(opened(name, color_scheme=scheme)) == []
+
+
 @pytest.mark.parametrize("scheme, first", [("light", "Dark theme"), ("dark", "Light theme")])
 def test_theme(opened, scheme, first):
     page = opened("relu", color_scheme=scheme)
@@ -160,7 +174,7 @@ def test_formulas_and_code_need_no_script(browser, folder):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto((folder / "relu.html").as_uri())
-    assert page.locator("math").count() > 4 and page.locator("pre:visible").count() == 6
+    assert page.locator("math").count() > 4 and page.locator("pre:visible").count() == 7
     context.close()
 
 
@@ -169,3 +183,32 @@ def test_print(opened):
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.locator("#theme").is_visible() and page.locator("pre:visible").count() == 5  # all but JAX
+
+
+def test_live(browser):
+    """Type, see the page, mistype, see why; in a window that is open the same way on a phone."""
+    with serve.Server(catalog.load()) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        context = browser.new_context(viewport={"width": 390, "height": 800})
+        page, wrong = context.new_page(), []
+        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" and "422" not in m.text else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda r: None if r.url.startswith((server.url, "data:")) else wrong.append(r.url))
+        page.goto(server.url)
+        page.get_by_role("link", name="Try an activation").click()
+        page.locator("#expr:focus").wait_for()
+        page.keyboard.type("t*Phi(A*t)")
+        page.keyboard.press("Enter")
+        page.get_by_role("alert").wait_for()
+        assert "give one, as A=1" in page.get_by_role("alert").inner_text()
+        page.get_by_label("Parameters").fill("A=2")
+        page.get_by_role("button", name="Derive").click()
+        page.locator("#plot-dual canvas").wait_for()
+        assert "k = " in page.locator("#readout").inner_text() and page.locator("#expr").input_value() == "t*Phi(A*t)"
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert barriers(page) == []
+        page.locator("#permalink").click()
+        assert page.locator("#expr").input_value() == "t*Phi(A*t)" and page.locator("#plot-dual").count() == 0
+        context.close()
+        server.shutdown()
+    assert wrong == []

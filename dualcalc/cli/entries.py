@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -321,11 +322,12 @@ def _pages() -> Any:
 @click.option("--out", type=PATH, default=Path("site"), show_default=True, help="Folder for the pages; made if needed.")
 @click.option("--id", "ids", multiple=True, help="Only this entry; repeat it for more.")
 @click.option("--workers", type=click.IntRange(1, 64), help="Processes  [default: one per core, at most 4]")
+@click.option("--katex/--no-katex", default=None, help="Formulas by KaTeX, not MathML  [default: where node is found]")
 @CATALOG
 @FORCE
 @JSON
 @guarded
-def site(out: Path, ids: tuple[str, ...], workers: int | None, force: bool, as_json: bool) -> None:
+def site(out: Path, ids: tuple[str, ...], workers: int | None, katex: bool | None, force: bool, as_json: bool) -> None:
     """Write the catalog as static pages that open in a browser, without a server or a network."""
     from dualcalc import catalog
 
@@ -333,13 +335,16 @@ def site(out: Path, ids: tuple[str, ...], workers: int | None, force: bool, as_j
         raise Failure(f"{out}: not a folder; choose another name")
     if out.is_dir() and any(out.iterdir()) and not force and not (out / "index.json").exists():
         raise Failure(f"{out} holds other files; choose an empty folder, or --force to write among them")
+    node = shutil.which("node") if katex is not False else None
+    if katex and node is None:
+        raise Failure("node, which runs KaTeX, is not on the PATH; install it, or take --no-katex")
     known = catalog.load()
     chosen = {id: known.entry(id) for id in ids} if ids else dict(known)
     with working("loading"):
         pages = _pages()
     workers = workers or (1 if len(chosen) < 6 else _cores())
     with progress("pages", len(chosen)) as step:
-        made = pages.build(chosen, known.references, out, workers=workers, progress=step)
+        made = pages.build(chosen, known.references, out, workers=workers, node=node, progress=step)
     if as_json:
         print_json(made._asdict() | {"home": str(made.home)})
     else:
