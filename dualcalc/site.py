@@ -252,7 +252,7 @@ def _lines(e: sp.Expr) -> list[str]:
     if not e.is_Add or len(str(e)) < 2 * WIDE:
         return [_latex(e)]
     rows = [_latex(term) for term in e.as_ordered_terms()]
-    return [rows[0], *(row if row.startswith("-") else f"+ {row}" for row in rows[1:])]
+    return [rows[0], *(f"{{}} {row}" if row.startswith("-") else f"{{}} + {row}" for row in rows[1:])]
 
 
 def _steps(step: Any) -> Facts:
