@@ -91,6 +91,8 @@ def isolated(work: Callable[[], Any], limits: Limits) -> Any:
         raise Refused(503, f"{what}; write the activation more simply, or derive it on the command line") from None
     finally:
         clock.cancel()
+        if clock.ident is not None:
+            clock.join()  # it may be stopping the process just now
         process.kill()
         process.join()
         process.close()
@@ -117,14 +119,16 @@ def _work(answer: Connection, work: Callable[[], Any], limits: Limits) -> None:
     _limit(limits)
     answer.send_bytes(b"")
     try:
-        found = {"result": work()}
-    except (MemoryError, RecursionError):
-        found = {"memory": True}
+        found = json.dumps({"result": work()}, allow_nan=False)
+    except MemoryError:
+        found = '{"memory": true}'
+    except RecursionError:
+        found = '{"error": "the formula is nested too deeply; write it more simply"}'
     except ValueError as error:
-        found = {"error": str(error)}
+        found = json.dumps({"error": str(error)})
     except Exception as error:  # ours: it must not look like the visitor's
-        found = {"internal": f"{type(error).__name__}: {error}"}
-    answer.send_bytes(json.dumps(found, allow_nan=False).encode())
+        found = json.dumps({"internal": f"{type(error).__name__}: {error}"})
+    answer.send_bytes(found.encode())
     answer.close()
 
 
