@@ -75,6 +75,11 @@ def process(app, what, name, obj, options, lines: list[str]) -> None:
     lines[:] = restructured(list(lines))
 
 
+def signature(app, what, name, obj, options, arguments, returns):
+    """Defaults that are made anew for every instance, in a form that Sphinx can read."""
+    return arguments and arguments.replace("<factory>", "..."), returns
+
+
 def skip(app, what, name, obj, skip, options) -> bool | None:
     """Fields of named tuples and data classes are in the table of their class."""
     bare = what in ("class", "module") and not callable(obj) and not isinstance(obj, (property, classmethod))
@@ -83,5 +88,6 @@ def skip(app, what, name, obj, skip, options) -> bool | None:
 
 def setup(app) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", process)
+    app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-skip-member", skip)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

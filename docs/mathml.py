@@ -16,6 +16,13 @@ logger = logging.getLogger(__name__)
 
 CHILDREN = {"mfrac": 2, "mroot": 2, "msub": 2, "msup": 2, "munder": 2, "mover": 2, "msubsup": 3, "munderover": 3}
 
+# Bars and slashes are operators to a browser, which spaces them apart; capital Greek letters stand upright in LaTeX.
+TYPOGRAPHY = (
+    (r"<mo[^>]*>(&#x0007C;|&#x02016;)</mo>", r'<mo stretchy="false" lspace="0" rspace="0">\1</mo>'),
+    (r"<mo[^>]*>(/|&#x0002F;)</mo>", r'<mo lspace="0.1em" rspace="0.1em">\1</mo>'),
+    (r"<mi>(&#x0?0?3[9A][0-9A-F];|[\u0391-\u03a9])</mi>", r'<mi mathvariant="normal">\1</mi>'),
+)
+
 
 def checked(latex: str, display: str) -> str:
     """LaTeX as a <math> element. The converter lets some mistakes pass: ValueError for those."""
@@ -29,6 +36,8 @@ def checked(latex: str, display: str) -> str:
         tag = element.tag.rpartition("}")[2]
         if len(element) != CHILDREN.get(tag, len(element)):
             raise ValueError(f"{tag} of {len(element)} parts")
+    for wanted, instead in TYPOGRAPHY:
+        found = re.sub(wanted, instead, found)
     return found
 
 
