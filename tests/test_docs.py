@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import dualcalc
 from tests.test_readme import ROOT, check_commands, check_python, environment, refreshed
 
 DOCS = ROOT / "docs"
@@ -93,7 +94,12 @@ def test_site(tmp_path):
     assert outside(built) == []
     page = (built / "bounds.html").read_text()
     assert page.count("<math") > 20 and "$" not in re.sub(r"<(pre|code|script).*?</\1>", "", page, flags=re.DOTALL)
-    assert "derive" in (built / "api.html").read_text()
+    assert re.search(r"<dt>.*>kappa<.*</dt>", (built / "api.html").read_text())  # columns of docstrings are lists
+
+
+def test_every_name_is_in_the_reference():
+    named = set(re.findall(r":: dualcalc\.(\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE))
+    assert set(dir(dualcalc)) - named == {"__version__", "symbols"}  # no functions or classes
 
 
 def test_wrong_formulas_are_warnings(tmp_path):
