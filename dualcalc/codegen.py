@@ -2,7 +2,7 @@
 
 The bridge between the symbolic half and the numeric one. A generated module imports nothing but its target; it carries
 the source of the runtime primitives that it uses, the members K_mn of Price's family, and `k` and `kdot` on top.
-Numerics (MATH.md section 3): Delta by an error-free product, guarded quotients where a norm or Delta can vanish,
+Numerics (docs/code.md): Delta by an error-free product, guarded quotients where a norm or Delta can vanish,
 `exp(..) Phi(..)` and `exp(..) Phi2(..)` in log space, sinh for paired exponentials, and kdot integrated where the
 closed form of k cancels at small norms. An activation outside the closed class is printed from the tables of
 `approximate.py`, with the same public functions.

@@ -1,6 +1,6 @@
 """Layers for images: convolution, pooling, flattening (CNN-GP and CNTK), and the Myrtle networks.
 
-Covariances of images are those of pairs of pixels (MATH.md section 8). A convolution averages them over windows that
+Covariances of images are those of pairs of pixels (docs/networks.md). A convolution averages them over windows that
 move along both pixels at once: shifted copies are added along the two heights, then along the two widths. Pooling needs
 all pairs of pixels; where none comes behind, only pairs of equal pixels are carried.
 """

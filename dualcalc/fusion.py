@@ -1,4 +1,4 @@
-"""Depth fusion: the kernels of a whole network as one polynomial in the angle between two rows (MATH.md section 7).
+"""Depth fusion: the kernels of a whole network as one polynomial in the angle between two rows (docs/networks.md).
 
 Of inputs of variances q11 and q22 at the cosine c, every kernel of a network of vectors, whatever its depth, is a
 function of (q11, q22, c), analytic in y = 2 asin(c)/pi on the whole of [-1, 1], kinks of the activation included:

@@ -60,7 +60,7 @@ class ExpPhi2(sp.Function):
 
     eh = e - h^2/2, ek = e - k^2/2, er = e - (h^2 + th^2)/2, th = (k - rho h)/sqrt(1 - rho^2), tk likewise,
     rho = y / sqrt(x^2 + y^2): all of them simplified as symbols, because none can be recovered from h, k, rho in
-    floating point (MATH: wedge form).
+    floating point (`runtime.wedge`).
     """
 
     nargs = 10

@@ -1,7 +1,7 @@
 """The layers of infinitely wide networks: what they do to the state (q, Theta) of a pair of inputs.
 
 A layer is a small record that maps the state of pairs, given the variances q11 and q22 of the two inputs at the same
-place (MATH.md section 1; neural-tangents' conventions). Layers are JAX pytrees whose leaves are the hyperparameters, so
+place (docs/duals.md; neural-tangents' conventions). Layers are JAX pytrees whose leaves are the hyperparameters, so
 that `jit`, `grad` and `vmap` reach them, and a new value compiles nothing. `networks.py` puts them together, `conv.py`
 adds those for images. `init` and `apply` are the layer of a network of finite width.
 """

@@ -194,7 +194,7 @@ class Anchors(NamedTuple):
 
 
 class Sketch(NamedTuple):
-    """Oblivious features, by Horner's rule (MATH.md section 9): with k = sum_j V_j(a) V_j(b) c^j, random signs U_j and
+    """Oblivious features, by Horner's rule (docs/features.md): with k = sum_j V_j(a) V_j(b) c^j, random signs U_j and
     random rotations R_j, phi_j = V_j e_0 + (R_j phi_(j+1)) o (U_j z/a) has <phi_j, phi_j'> = V_j V_j' + c <phi_(j+1),
     phi_(j+1)'> in the mean. Theta kdot goes alike, with projected features of Theta in the place of e_0.
 

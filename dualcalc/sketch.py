@@ -2,7 +2,7 @@
 
 The kernel of a fully connected network of any depth is a power series in the cosine (`series.py`). Its degrees 0 and 1
 are features as they stand; sketches of tensor powers of the row give the others. Sketches need no data (but its range
-of norms): one pass, in any order, on any machine. `estimators.py` is the caller. MATH.md section 9.
+of norms): one pass, in any order, on any machine. `estimators.py` is the caller. docs/features.md says more.
 """
 
 from __future__ import annotations
