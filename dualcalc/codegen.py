@@ -94,8 +94,8 @@ class Members:
     def function(self, name, lines, result, note, arguments="q12, q11, q22, Delta") -> str:
         """One function's text; outside the domain of norms it is inf."""
         if self.dual.growth != 0:
-            limit = text(inner(4 * self.dual.growth))
-            inside = " & ".join(f"({limit}*{q} < 1.0)" for q in ("q11", "q22") if q in arguments)
+            limits = [text(inner(4 * rate)) for rate in sp.Max.make_args(self.dual.growth) if rate != 0]
+            inside = " & ".join(f"({limit}*{q} < 1.0)" for limit in limits for q in ("q11", "q22") if q in arguments)
             result = f"where({inside}, {result}, xp.inf)"
         head = '@numba.njit(error_model="numpy")\n' if self.target == "numba" else ""
         if not re.search(r"\bq(11|12|22)?\b|\b[xp]\d+\b", result):

@@ -74,6 +74,8 @@ class Phi2(sp.Function):
     def _eval_evalf(self, prec):
         import mpmath
 
+        if self.free_symbols:
+            return None  # evalf then goes on with the arguments
         h, k, rho = (a._to_mpmath(prec + 20) for a in self.args)
         with mpmath.workprec(prec + 20):
             return sp.Expr._from_mpmath(phi2_value(h, k, rho), prec)

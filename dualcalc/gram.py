@@ -12,12 +12,12 @@ import secrets
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -261,30 +261,87 @@ def compute(
     Raises ValueError for inputs that are empty or of unequal lengths, results of a wrong shape, files that exist or
     cannot be written, and a disk or memory that is too small: all before the first tile.
     """
+    work = prepare(
+        pairs, rows, columns, diagonal=diagonal, dtype=dtype, out=out, overwrite=overwrite, tile=tile, memory=memory,
+        bytes_per_pair=bytes_per_pair, devices=devices, mend=mend,
+    )  # fmt: skip
+    return run(work, progress)
+
+
+def run(work: "Work", progress: bool | Callable[[int, int], None] = False) -> Any:
+    """All tiles of a prepared work, where they belong: what `compute` returns."""
+    if work.plan.refusal:
+        raise ValueError(work.plan.refusal)
+    with _output(work.plan, work.dtypes) as matrices, reporter(progress, work.plan.tiles) as report:
+        for done, tile in enumerate(work.tiles(), 1):
+            for matrix, values, mirrored in zip(matrices, tile.values, tile.mirrored, strict=True):
+                if mirrored is not None:
+                    matrix[tile.columns, tile.rows] = mirrored
+                matrix[tile.rows, tile.columns] = values
+            report(done)
+    results = [np.load(path, mmap_mode="r") for path in work.plan.paths] or matrices
+    return jax.tree.unflatten(work.structure, results)
+
+
+class Tile(NamedTuple):
+    """A finished tile (i, j): where it belongs, a matrix per kernel, and what belongs at the transposed place; that is
+    None on the diagonal, and where the matrix is not symmetric."""
+
+    i: int
+    j: int
+    rows: slice
+    columns: slice
+    values: list[np.ndarray]
+    mirrored: list[np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A Gram matrix that is planned and checked, of which any tiles can be computed; `prepare` makes it.
+
+    The rest are the arguments of `compute`, as it uses them.
+    """
+
+    plan: Plan
+    bound: Partial
+    rows: Any
+    columns: Any
+    dtypes: tuple[np.dtype, ...]
+    structure: Any
+    diagonals: list[np.ndarray]
+    mend: Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]] | None
+
+    def tiles(self, only: Iterable[tuple[int, int]] | None = None) -> Iterator[Tile]:
+        """The tiles of these indices, or all; a tile has the same bits whichever others are computed."""
+        raw = _tiles(self.plan, self.bound, self.rows, self.columns, self.dtypes, only)
+        return (_finished(self.plan, tile, self.diagonals, self.mend) for tile in raw)
+
+
+def prepare(
+    pairs: Callable,
+    rows: Any,
+    columns: Any = None,
+    *,
+    diagonal: Any = None,
+    dtype: Any = None,
+    mend: Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]] | None = None,
+    **options: Any,
+) -> Work:
+    """The work of a `compute` with these arguments, before its first tile. Raises ValueError as that does."""
     rows, n, bytes_per_point = _points(rows, "rows")
     m = None
     if columns is not None:
         columns, m, column_bytes = _points(columns, "columns")
         bytes_per_point = max(bytes_per_point, column_bytes)
+    else:
+        columns = rows
     bound = pairs if isinstance(pairs, Partial) else Partial(pairs)
-    structure, dtypes = _results(bound, rows, rows if columns is None else columns, dtype, mend is not None)
-    todo = plan(
-        n, m, bytes_per_point=bytes_per_point, kernels=len(dtypes), dtype=np.result_type(*dtypes), out=out,
-        overwrite=overwrite, tile=tile, memory=memory, bytes_per_pair=bytes_per_pair, devices=devices,
-    )  # fmt: skip
-    diagonals = _diagonals(diagonal, todo)
-    if todo.refusal:
-        raise ValueError(todo.refusal)
-    tiles = _tiles(todo, bound, rows, rows if columns is None else columns, tuple(dtypes))
-    with _output(todo, dtypes) as matrices, _reporter(progress, todo.tiles) as report:
-        for done, finished in enumerate(tiles, 1):
-            _store(todo, finished, diagonals, matrices, mend)
-            report(done)
-    results = [np.load(path, mmap_mode="r") for path in todo.paths] or matrices
-    return jax.tree.unflatten(structure, results)
+    structure, dtypes = _results(bound, rows, columns, dtype, mend is not None)
+    todo = plan(n, m, bytes_per_point=bytes_per_point, kernels=len(dtypes), dtype=np.result_type(*dtypes), **options)
+    return Work(todo, bound, rows, columns, tuple(dtypes), structure, _diagonals(diagonal, todo), mend)
 
 
-def _tiles(todo: Plan, bound: Partial, rows, columns, dtypes) -> Iterator[tuple]:
+def _tiles(todo: Plan, bound: Partial, rows, columns, dtypes, only) -> Iterator[tuple]:
     """(i, j, tiles of all kernels, their transposes), filling included; the next AHEAD are under way meanwhile."""
     program, divided, everywhere = _program(bound.func, dtypes, todo.devices)
     bound = jax.device_put(bound, everywhere)
@@ -300,7 +357,7 @@ def _tiles(todo: Plan, bound: Partial, rows, columns, dtypes) -> Iterator[tuple]
         return jax.device_put(_block(columns, j * width, width, width), everywhere)
 
     waiting: deque[tuple] = deque()
-    for i, j in todo.indices():
+    for i, j in todo.indices() if only is None else only:
         tiles = program(bound, row_block(i), column_block(j))
         mirrored = _transposed(tiles) if todo.symmetric else None
         for array in jax.tree.leaves((tiles, mirrored)):
@@ -311,11 +368,12 @@ def _tiles(todo: Plan, bound: Partial, rows, columns, dtypes) -> Iterator[tuple]
     yield from waiting
 
 
-def _store(todo: Plan, finished: tuple, diagonals, matrices, mend) -> None:
-    i, j, tiles, mirrored = finished
+def _finished(todo: Plan, raw: tuple, diagonals, mend) -> Tile:
+    """Without the filling, mended, symmetric to the bit."""
+    i, j, tiles, transposes = raw
     top, left = i * todo.tile[0], j * todo.tile[1]
     height, width = min(todo.tile[0], todo.n - top), min(todo.tile[1], todo.m - left)
-    here = slice(top, top + height), slice(left, left + width)
+    made = Tile(i, j, slice(top, top + height), slice(left, left + width), [], [])
     marked: tuple[np.ndarray, ...] = (np.empty(0, int),) * 2
     mended = None
     if mend is not None:
@@ -324,21 +382,20 @@ def _store(todo: Plan, finished: tuple, diagonals, matrices, mend) -> None:
             marked = np.nonzero(np.triu(flags, 1) if todo.symmetric and i == j else flags)
     if len(marked[0]):
         mended = mend(top + marked[0], left + marked[1])
-    for number, matrix in enumerate(matrices):
+    for number in range(todo.kernels):
         values = np.asarray(tiles[number])[:height, :width]
-        other = np.asarray(mirrored[number])[:width, :height] if todo.symmetric else values.T
+        other = np.asarray(transposes[number])[:width, :height] if todo.symmetric else values.T
         if mended is not None:
             values, other = values.copy(), other.copy()
             values[marked] = mended[number]
             other[marked[::-1]] = mended[number]
-        if todo.symmetric:
-            if i != j:
-                matrix[here[1], here[0]] = other
-            else:
-                values = np.where(np.tri(height, k=-1, dtype=bool), other, values)
-                if diagonals:
-                    np.fill_diagonal(values, diagonals[number][here[0]])
-        matrix[here] = values
+        if todo.symmetric and i == j:
+            values = np.where(np.tri(height, k=-1, dtype=bool), other, values)
+            if diagonals:
+                np.fill_diagonal(values, diagonals[number][made.rows])
+        made.values.append(values)
+        made.mirrored.append(other if todo.symmetric and i != j else None)
+    return made
 
 
 # The last functions' compiled code: shard_map makes a new function at every call, which jax.jit would compile anew.
@@ -371,7 +428,7 @@ def _transposed(tiles: tuple) -> tuple:
 
 
 @contextmanager
-def _reporter(progress: bool | Callable, total: int):
+def reporter(progress: bool | Callable, total: int):
     if callable(progress):
         yield lambda done: progress(done, total)
     elif progress:

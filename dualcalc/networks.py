@@ -241,26 +241,13 @@ class Network(Layer):
         other or a row outside the domain of an activation (while JAX traces, that row becomes inf or NaN instead).
         """
         names = _names(get)
-        X, Y = self._inputs(X, Y)
-        points, ends = self._prepared(names, X, Y, memory)
         if _traced((self, X, Y)):
+            X, Y = self._inputs(X, Y)
+            points, ends = self._prepared(names, X, Y, memory)
             kernels = _whole(self, names, points[0], points[-1], ends)
         else:
-            function, rows, columns, mend = self._pairs(names, X, Y, points, tol)
-            kernels = gram.compute(
-                function,
-                rows,
-                columns,
-                diagonal=ends,
-                out=out,
-                overwrite=overwrite,
-                tile=tile,
-                memory=memory,
-                bytes_per_pair=self._bytes_per_pair(X),
-                progress=progress,
-                devices=devices,
-                mend=mend,
-            )
+            options = {"out": out, "overwrite": overwrite, "tile": tile, "memory": memory, "devices": devices}
+            kernels = gram.run(self.work(X, Y, get, tol=tol, **options), progress)
             kernels = kernels if out is not None else tuple(map(jax.device_put, kernels))
         return kernels[0] if isinstance(get, str) else _result(names)(*kernels)
 
@@ -279,24 +266,33 @@ class Network(Layer):
     ) -> gram.Plan:
         """What a call with these arguments takes: tiles, bytes, operations by XLA's count, and seconds, measured on one
         tile (which compiles; the call itself need not any more). `print` it."""
+        options = {"out": out, "overwrite": overwrite, "tile": tile, "memory": memory, "devices": devices}
+        work = self.work(X, Y, get, tol=tol, **options)
+        columns = None if Y is None else work.columns
+        return gram.calibrate(work.plan, work.bound, work.rows, columns, marks=work.mend is not None)
+
+    def work(
+        self,
+        X,
+        Y=None,
+        get: str | tuple[str, ...] = "ntk",
+        *,
+        tol: float | None = None,
+        memory: int | None = None,
+        **options,
+    ) -> gram.Work:
+        """What a call with these arguments does, checked and prepared but for its tiles: the diagonal pass is done.
+
+        options   `out`, `overwrite`, `tile`, `devices`, as of a call
+        """
         names = _names(get)
         X, Y = self._inputs(X, Y)
-        points, _ = self._prepared(names, X, Y, memory)
+        points, ends = self._prepared(names, X, Y, memory)
         function, rows, columns, mend = self._pairs(names, X, Y, points, tol)
-        todo = gram.plan(
-            len(X),
-            None if Y is None else len(Y),
-            bytes_per_point=sum(leaf.nbytes for leaf in jax.tree.leaves(rows)) // len(X),
-            kernels=len(names),
-            dtype=X.dtype,
-            bytes_per_pair=self._bytes_per_pair(X),
-            out=out,
-            overwrite=overwrite,
-            tile=tile,
-            memory=memory,
-            devices=devices,
+        per_pair = self._bytes_per_pair(X)
+        return gram.prepare(
+            function, rows, columns, diagonal=ends, mend=mend, memory=memory, bytes_per_pair=per_pair, **options
         )
-        return gram.calibrate(todo, function, rows, columns, marks=mend is not None)
 
     def _prepared(self, names, X: Array, Y: Array | None, memory: int | None):
         """The points of either side with their traces, and the diagonals where Y is None."""
@@ -621,7 +617,7 @@ def _diagonal(network: Network, X: Array, ntk: bool) -> tuple[Any, State]:
 
 NEAR = 2.0**-7
 """In float32, pairs of vectors with 1 - |c| below this are computed once more, in float64, from the difference of the
-rows: rounding of x.y is lost to the angle, and depth makes it grow (MATH.md section 3)."""
+rows: rounding of x.y is lost to the angle, and depth makes it grow."""
 
 
 @lru_cache

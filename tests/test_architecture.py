@@ -12,13 +12,13 @@ PACKAGE = Path(__file__).parents[1] / "dualcalc"
 ORDER = (
     "runtime catalog parsing rational atoms gaussian dual balls pieces certified quadrature expansions bounds"
     " mixtures tables approximate printing codegen verify gram fusion layers networks conv finite inference"
-    " series sketch nystrom layerwise features ridge estimators adapters images plots tools site serve"
+    " series sketch nystrom layerwise features ridge cluster estimators adapters images plots tools site serve"
 ).split()
 EXEMPT = {"__init__", "__main__", "demo"}  # and cli/
 SYMBOLIC = {"parsing", "rational", "atoms", "gaussian", "dual", "balls", "pieces", "certified", "quadrature"}
 SYMBOLIC |= {"expansions", "bounds", "mixtures", "tables", "approximate", "printing", "verify"}
 NUMERIC = {"runtime", "gram", "fusion", "layers", "networks", "conv", "finite", "inference"}
-NUMERIC |= {"series", "sketch", "nystrom", "layerwise", "features", "ridge", "estimators", "adapters", "images"}
+NUMERIC |= {"series", "sketch", "nystrom", "layerwise", "features", "ridge", "cluster", "estimators", "adapters", "images"}
 FILES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
 FILES |= {f"cli.{path.stem}": path for path in sorted(PACKAGE.glob("cli/*.py"))}
 PRIVATE = ("jax._src", "jax.core", "jax.interpreters", "jaxlib")

@@ -16,6 +16,7 @@ from scipy.special import erf
 import dualcalc as dc
 from dualcalc import balls, catalog, dual
 from dualcalc.atoms import differentiate
+from dualcalc.gaussian import Phi2
 from dualcalc.parsing import q11, q12, q22
 
 DATA = Path(__file__).parent / "data"
@@ -680,3 +681,8 @@ def test_jumps_are_recorded():
 def test_what_can_be_approximated_says_so(text):
     with pytest.raises(dc.NoClosedForm, match="dc.compile approximates it"):
         dc.derive(text)
+
+
+def test_phi2_with_symbols_has_no_number():
+    x = sp.Symbol("x")
+    assert Phi2(x, 1, 0).evalf().has(Phi2) and abs(Phi2(0, 0, 0).evalf() - 0.25) < 1e-15

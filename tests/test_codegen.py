@@ -568,3 +568,12 @@ def test_what_is_not_finite_and_real_is_refused(expr):
     for refused in (dc.compile, dc.hermite):
         with pytest.raises(ValueError, match="expected a function that is finite and real for all real t"):
             refused(s)
+
+
+def test_a_rate_of_unknown_sign():
+    """exp(-A t^2) exists for A > -1/(4 q): the condition is one on each rate, whatever the sign of A."""
+    fns = dc.compile("exp(-A*t**2)")
+    for A in (1.0, -0.5):
+        fixed = dc.compile("exp(-A*t**2)", A=A)
+        assert float(fns.k(0.1, 0.2, 0.3, A=A)) == pytest.approx(float(fixed.k(0.1, 0.2, 0.3)), rel=1e-15)
+    assert float(fns.k(0.1, 2.0, 0.3, A=-0.5)) == float("inf")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from .console import (
     TOL,
     Failure,
     check_writable,
+    clean,
     given,
     guarded,
     print_json,
@@ -26,6 +29,45 @@ from .console import (
 from .network_text import build_network, read_inputs, read_network
 
 
+def _part(context: Any, option: Any, text: str | None) -> tuple[int, int] | None:
+    """`2/8`: the second of eight."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise click.BadParameter(f"got {clean(text)[:40]!r}; expected I/N with 1 <= I <= N, such as 2/8")
+    return int(match[1]) - 1, int(match[2])
+
+
+def _store(
+    net: Any,
+    X: Any,
+    Y: Any,
+    output: Path,
+    get: str,
+    workers: int | None,
+    scheduler: str | None,
+    part: tuple[int, int] | None,
+) -> Any:
+    """Write the kernel as tiles, by whoever was named."""
+    try:
+        from distributed import Client
+
+        from dualcalc import cluster
+    except ModuleNotFoundError as error:
+        raise Failure(f"{error.name} is missing: pip install 'dualcalc[cluster]'") from None
+    with ExitStack() as stack:
+        client = None
+        if workers is not None:
+            client = stack.enter_context(cluster.local(workers))
+        elif scheduler is not None:
+            try:
+                client = stack.enter_context(Client(scheduler, timeout="10s"))
+            except (OSError, ValueError) as error:
+                raise Failure(f"no scheduler answers at {clean(scheduler)} ({error}); correct the address") from None
+        return cluster.write(net, X, output, Y, get, client=client, part=part)
+
+
 @click.command()
 @click.argument("network")
 @click.option("--data", type=PATH, required=True, help="Rows (n, d) or images (n, height, width, channels), .npy.")
@@ -33,7 +75,10 @@ from .network_text import build_network, read_inputs, read_network
 @click.option("--get", type=click.Choice(["ntk", "nngp"]), default="ntk", show_default=True, help="Which kernel.")
 @TOL
 @NORMS
-@click.option("-o", "--output", type=PATH, help="File for the kernel, as .npy.")
+@click.option("-o", "--output", type=PATH, help="File for the kernel, .npy, or a store of tiles, .zarr.")
+@click.option("--workers", type=click.IntRange(1), help="Worker processes for a .zarr.")
+@click.option("--scheduler", help="Address of a Dask scheduler, whose workers see the same folder, for a .zarr.")
+@click.option("--tiles", "part", metavar="I/N", callback=_part, help="Only the I-th of N parts of a .zarr, I from 1.")
 @click.option("--plan", is_flag=True, help="Only say what it would take: tiles, bytes, operations, measured seconds.")
 @CATALOG
 @FORCE
@@ -47,6 +92,9 @@ def kernel(
     tol: float | None,
     norms: tuple[float, float] | None,
     output: Path | None,
+    workers: int | None,
+    scheduler: str | None,
+    part: tuple[int, int] | None,
     plan: bool,
     force: bool,
     as_json: bool,
@@ -56,11 +104,19 @@ def kernel(
     Layers are separated by blanks: dense, dense(W_std), dense(W_std,b_std), a catalog id, a catalog id with parameters
     as abrelu(A=0.3,B=1.1), a formula in braces as {t*Phi(t)}, layernorm, dropout(0.1), scale(2), residual(relu dense).
     For images: conv(3), conv(3,W_std=1.4,strides=2,padding=CIRCULAR), avgpool(2), globalavgpool, flatten.
+
+    A .zarr is written tile by tile, with a checksum of each; a second call on it finds damaged tiles, and computes what
+    is missing. --tiles makes it from jobs that know nothing of each other, in any order.
     """
     layers = read_network(network)
     if output is None and not plan:
-        raise click.UsageError("give -o FILE.npy for the kernel, or --plan")
-    if output is not None:
+        raise click.UsageError("give -o FILE.npy or FILE.zarr for the kernel, or --plan")
+    tiled = output is not None and output.suffix == ".zarr"
+    if not tiled and (workers or scheduler or part):
+        raise click.UsageError("--workers, --scheduler and --tiles need a store of tiles: -o FILE.zarr")
+    if sum(given is not None for given in (workers, scheduler, part)) > 1:
+        raise click.UsageError("give one of --workers, --scheduler and --tiles")
+    if output is not None and not tiled:
         check_writable(output, force)
         if output.exists() and any(path and path.exists() and path.samefile(output) for path in (data, data2)):
             raise Failure(f"{output}: the data is read from there; choose another name for the kernel")
@@ -75,7 +131,9 @@ def kernel(
             jax.config.update("jax_enable_x64", True)
         net = build_network(layers, **given(tol=tol, norms=norms))
         if plan:
-            planned = net.plan(X, Y, get=get, out=output, overwrite=force)
+            planned = net.plan(X, Y, get=get, out=None if tiled else output, overwrite=force)
+        elif tiled and output is not None:
+            run = _store(net, X, Y, output, get, workers, scheduler, part)
         else:
             values = net(X, Y, get=get, out=output, overwrite=force)
     seconds = time.perf_counter() - start
@@ -84,6 +142,13 @@ def kernel(
         print_json({name: getattr(planned, name) for name in names})
     elif plan:
         click.echo(planned)
+    elif tiled and as_json:
+        counts = {name: getattr(run, name) for name in ("tiles", "computed", "damaged", "kept", "missing")}
+        print_json({"file": str(output), "get": get, **counts, "seconds": round(seconds, 3)})
+    elif tiled:
+        done = f"{run.computed} of {run.tiles} tiles computed ({run.damaged} were damaged), {run.kept} kept"
+        left = f", {run.missing} missing" if run.missing else ""
+        click.echo(f"{'wrote part of' if run.missing else 'wrote'} {output}: {done}{left}, {seconds:.1f} s")
     elif as_json:
         shape, dtype = list(values.shape), str(values.dtype)
         print_json({"file": str(output), "get": get, "shape": shape, "dtype": dtype, "seconds": round(seconds, 3)})
