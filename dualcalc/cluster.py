@@ -483,11 +483,12 @@ class _Block:
     source: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
     batch: int
     x64: bool
+    key: str  # of the call
 
     def __call__(self, start: int, stop: int) -> Moments:
         if self.x64 and not _wide():
             raise ValueError("a worker computes in 32 bits; set JAX_ENABLE_X64=1 where it starts, or use `local`")
-        features = _map(self.make)
+        features = _map(self.key, self.make)
         total: Moments | None = None
         for first in range(start, stop, self.batch):
             X, Y = self.source(first, min(first + self.batch, stop))
@@ -498,14 +499,11 @@ class _Block:
         return total
 
 
-_maps: dict[Any, Callable] = {}  # of this process, the last one
+_maps: dict[str, Callable] = {}  # of this process, the last call's
 
 
-def _map(make: Callable[[], Callable]) -> Callable:
-    """The feature map, made anew from its seed once per process: it is small to say and large to send."""
-    import pickle
-
-    key = pickle.dumps(make)  # of the caller's own; it is compared, never loaded
+def _map(key: str, make: Callable[[], Callable]) -> Callable:
+    """The feature map, made from its seed once per process: it is small to say and large to send."""
     if key not in _maps:
         _maps.clear()
         _maps[key] = make()
@@ -532,7 +530,7 @@ def moments(
     """
     if rows < 1 or batch < 1 or block % batch:
         raise ValueError(f"rows={rows}, batch={batch}, block={block} came; positive, and block a multiple of batch")
-    work = _Block(make, source, batch, _wide())
+    work = _Block(make, source, batch, _wide(), secrets.token_hex())
     spans = [(first, min(first + block, rows)) for first in range(0, rows, block)]
     if client is None:
         return _tree([work(*span) for span in spans], Moments.__add__)
