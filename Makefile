@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # JAX on the CPU preallocates nothing and needs no network; two workers fit two cores.
 WORKERS ?= 2
+# BLAS threads of several workers wait for each other on the same cores.
+ONE := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 
-.PHONY: install demo test test-slow test-torch test-adapters test-wheel test-peer lint docs bench bench-peer bench-networks bench-targets oracle clean
+.PHONY: install demo test test-slow fuzz test-torch test-adapters test-wheel test-peer lint docs bench bench-peer bench-networks bench-targets oracle clean
 
 install: $(STAMP)
 
@@ -22,11 +24,22 @@ demo: $(STAMP)
 test: $(STAMP)
 	@echo "torch, adapters and peer tests need environments of their own: make test-torch test-adapters test-peer (skipped here)"
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || echo "no chromium: the tests of the catalog's pages in a browser are skipped"
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not torch and not adapters and not peer"
-	$(BIN)/python -m pytest --nbmake notebooks
+	$(ONE) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not torch and not adapters and not peer"
+	$(ONE) $(BIN)/python -m pytest -n $(WORKERS) --nbmake notebooks
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+	$(ONE) $(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+# Acceptance F4: hours. `ARGS` is for tests/fuzz.py, as in ARGS="texts --count 1000".
+fuzz: $(STAMP)
+ifdef ARGS
+	$(ONE) $(BIN)/python -m tests.fuzz $(ARGS)
+else
+	$(ONE) $(BIN)/python -m tests.fuzz texts --count 1000000 --jobs $(WORKERS)
+	$(ONE) $(BIN)/python -m tests.fuzz mutants --count 300 --jobs $(WORKERS)
+	$(ONE) $(BIN)/python -m tests.fuzz expressions --count 5000 --jobs $(WORKERS)
+	$(ONE) $(BIN)/python -m tests.fuzz pairs --count 100000 --jobs $(WORKERS)
+endif
 
 test-torch: .venv-torch/.installed
 	.venv-torch/bin/python -m pytest -m torch

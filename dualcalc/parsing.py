@@ -14,6 +14,7 @@ import difflib
 import keyword
 import operator
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -363,7 +364,9 @@ class _Reader:
         if opened:
             self.fail(opened[-1], "a bracket that is never closed", "its closing bracket")
         try:
-            root = ast.parse("(" + re.sub(r"[\t\n\r]", " ", self.text) + ")", mode="eval").body
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)  # what is doubtful is refused below
+                root = ast.parse("(" + re.sub(r"[\t\n\r]", " ", self.text) + ")", mode="eval").body
         except SyntaxError as error:
             self.fail((error.offset or 2) - 2, "something that is no formula", "2*t for a product, f(t) for a function")
         except (ValueError, MemoryError, RecursionError):

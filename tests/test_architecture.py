@@ -18,7 +18,18 @@ EXEMPT = {"__init__", "__main__", "demo"}  # and cli/
 SYMBOLIC = {"parsing", "rational", "atoms", "gaussian", "dual", "balls", "pieces", "certified", "quadrature"}
 SYMBOLIC |= {"expansions", "bounds", "mixtures", "tables", "approximate", "printing", "verify"}
 NUMERIC = {"runtime", "gram", "fusion", "layers", "networks", "conv", "finite", "inference"}
-NUMERIC |= {"series", "sketch", "nystrom", "layerwise", "features", "ridge", "cluster", "estimators", "adapters", "images"}
+NUMERIC |= {
+    "series",
+    "sketch",
+    "nystrom",
+    "layerwise",
+    "features",
+    "ridge",
+    "cluster",
+    "estimators",
+    "adapters",
+    "images",
+}
 FILES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
 FILES |= {f"cli.{path.stem}": path for path in sorted(PACKAGE.glob("cli/*.py"))}
 PRIVATE = ("jax._src", "jax.core", "jax.interpreters", "jaxlib")

@@ -77,7 +77,7 @@ def test_fusion(name):
         close(net(rows, get=BOTH, tol=1e-11), exact, 2e-11)
 
 
-@pytest.mark.parametrize("name", ["gelu", "erf", "tanh"])
+@pytest.mark.parametrize("name", ["gelu", "erf", pytest.param("tanh", marks=pytest.mark.slow)])
 def test_fusion_of_free_norms(name):
     """Polynomials also in the norms, for NNGP and NTK at once; taken by themselves where pairs are many."""
     net = deep(3, name, 1.2, 0.1)

@@ -193,6 +193,7 @@ def run(*arguments):
     return CliRunner().invoke(images.main, list(map(str, arguments)))
 
 
+@pytest.mark.slow
 def test_the_command_on_a_folder(tmp_path):
     for name in ("data_batch_1", "data_batch_2", "test_batch"):
         written(tmp_path / name)

@@ -286,7 +286,7 @@ for Y in (None, rows[:9]):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.slow)])
 def test_positive_semidefinite(dtype):
     """With duplicates, opposite and zero rows: smallest eigenvalue at least -50 eps times the largest."""
     rows = np.concatenate([ROWS, ROWS[:3] * 0.5]).astype(dtype)

@@ -122,7 +122,7 @@ NETS = {
 }  # fmt: skip
 
 
-FAST = "gelu, bias, strides", "residual"
+FAST = ("gelu, bias, strides",)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +161,7 @@ def test_more_anchors_less_error_and_batches():
     assert (again(SMOOTH) == by[16](SMOOTH)).all()
 
 
+@pytest.mark.slow
 def test_anchors_grow_where_pixels_are_fewer_or_are_given():
     net = NETS["myrtle-like"]()
     for anchors, counts in ((8, [8, 8, 23]), ([8, 4, 6], [8, 4, 6])):
@@ -168,6 +169,7 @@ def test_anchors_grow_where_pixels_are_fewer_or_are_given():
         assert [len(table.variances) for table in features.tables] == counts
 
 
+@pytest.mark.slow
 def test_last_reduction():
     net = NETS["myrtle-like"]()
     features = layerwise(net, SMOOTH, 10, anchors=16)

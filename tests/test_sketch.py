@@ -179,7 +179,9 @@ def test_nngp():
     assert error(sketch(net, X, 2000, get="nngp"), X, net(X, get="nngp")) < 0.03
 
 
-@pytest.mark.parametrize("method", ["horner", "maclaurin", "centred"])
+@pytest.mark.parametrize(
+    "method", ["horner", *(pytest.param(m, marks=pytest.mark.slow) for m in ("maclaurin", "centred"))]
+)
 def test_normalized_rows_have_the_exact_diagonal(method):
     net, X = connected("gelu", 2), rows(40, 10)
     X[5] = 0

@@ -1,0 +1,63 @@
+"""Random input in small numbers, and what the large numbers of `tests/fuzz.py` found, by name."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dualcalc.parsing import ParseError, parse_activation
+
+from . import fuzz
+
+ROOT = __file__.rpartition("/tests/")[0]
+
+
+@pytest.mark.parametrize("name, count", [("expressions", 4), ("pairs", 20), ("texts", 3000)])
+def test_a_few(name, count):
+    done = fuzz.run(name, 20, count)
+    assert done.wrong == [] and sum(done.counts.values()) >= count
+
+
+def test_mutants_are_seen():
+    done = fuzz.run("mutants", 20, 12)
+    assert len(done.wrong) <= 1, done.wrong
+
+
+# The guards guarded -----------------------------------------------------------------------------------------------
+
+
+def test_the_oracle_is_right():
+    """Against closed forms: relu's arc-cosine kernel, and a polynomial's moment."""
+    form, f, breaks, jumps = fuzz.GATES["relu"]
+    relu = fuzz.Piece(form, f, (0.0,) * breaks, jumps)
+    c, a, b = -0.3, 0.9, 1.7
+    angle = np.arccos(c)
+    k, kdot = fuzz.expectation(relu, relu, c * a * b, a * a, b * b)
+    assert k == pytest.approx(a * b * (np.sin(angle) + (np.pi - angle) * c) / (2 * np.pi), abs=1e-12)
+    assert kdot == pytest.approx((np.pi - angle) / (2 * np.pi), abs=1e-12)
+    square = fuzz.Piece("t**2", lambda t: (t * t, 2 * t))
+    assert fuzz.expectation(square, square, 0.4, 1.3, 0.7)[0] == pytest.approx(1.3 * 0.7 + 2 * 0.4**2, rel=1e-12)
+
+
+def test_a_wrong_value_is_noticed(monkeypatch):
+    exact = fuzz.expectation
+    monkeypatch.setattr(fuzz, "expectation", lambda *a: tuple(x * (1 + 1e-6) + 1e-6 for x in exact(*a)))
+    assert fuzz.run("expressions", 20, 3).wrong and fuzz.run("pairs", 20, 5).wrong
+
+
+def test_execution_is_noticed(monkeypatch):
+    monkeypatch.setattr(fuzz, "read_all", lambda way, sample: str(exec("1 + 1")))
+    assert any("executed" in sample for sample in fuzz.run("texts", 20, 3).wrong)
+
+
+# Found ------------------------------------------------------------------------------------------------------------
+
+
+def test_doubtful_numbers_are_refused_without_a_warning():
+    """`0.5and` after a name made Python's parser print a SyntaxWarning."""
+    code = "from dualcalc.parsing import *\ntry: parse_activation('Phi0.5and')\nexcept ParseError: pass"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    with pytest.raises(ParseError):
+        parse_activation("Phi0.5and")
