@@ -43,6 +43,7 @@ FUNCTIONS = frozenset(
 )
 CONSTANTS = frozenset({"pi", "e", "True"})
 VARIABLES = frozenset({"t", "x", "q11", "q12", "q22"})
+FILES = {"references", "schema", "index"}  # beside the entries, in the catalog and on its site
 LAYERS = frozenset("dense activation conv avgpool globalavgpool flatten layernorm residual serial".split())
 MAX_COEFFICIENTS = 65  # of a polynomial: degree 64 is the highest that has a closed form
 MAX_BYTES, MAX_DEPTH, MAX_LINE, MAX_BRACKETS, MAX_TEXT, MAX_INTEGER, MAX_ERRORS = 2**20, 8, 1000, 50, 500, 1000, 10
@@ -306,8 +307,10 @@ class Entry(_Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Entry":
-        if self.id in VARIABLES | CONSTANTS | LAYERS:
-            raise _Misfit(f"{self.id!r} has a meaning of its own in formulas or networks; choose another id", "id")
+        if self.id in VARIABLES | CONSTANTS | LAYERS | FILES:
+            raise _Misfit(
+                f"{self.id!r} has a meaning of its own in formulas, networks or files; choose another id", "id"
+            )
         if (self.expression is None) == (self.kernel is None):
             got = "neither" if self.expression is None else "both"
             raise _Misfit(f"got {got} `expression` and `kernel`; expected exactly one; write one of them")
@@ -652,7 +655,10 @@ class Catalog(Mapping[str, Entry]):
         """The entry, or `UnknownEntry` with the nearest id."""
         if id in self._entries:
             return self._entries[id]
-        hint = _did_you_mean(str(id)[:60], self._entries) or "; `dualcalc catalog list` shows all"
+        hint = (
+            _did_you_mean(str(id)[:60], self._entries)
+            or "; `dualcalc catalog list` shows all, --catalog DIR or $DUALCALC_CATALOG adds a folder"
+        )
         raise UnknownEntry(f"no catalog entry has the id {_shown(id)}{hint}")
 
     @functools.cached_property
@@ -724,12 +730,18 @@ def draft(
     closed_form: bool = True,
     jumps: bool = False,
 ) -> Draft:
-    """Five lines of YAML, validated as a file would be; `parameters` maps names to default values.
+    """Five lines of YAML, validated as a file would be; `parameters` maps names to default values. An expression in x
+    is written in t.
 
     closed_form, jumps   as in the catalog: a line more where they are not as usual
     """
+    if expression is not None and not re.search(r"\bt\b", expression) and "x" not in (parameters or {}):
+        expression = re.sub(r"\bx\b", "t", expression)
     fields = {"expression": expression, "kernel": kernel}
     declared = {key: {"default": _plain(value)} for key, value in (parameters or {}).items()}
+    for key in re.findall(r"(?:\bhermite\(\s*|\*\*\s*)([A-Za-z]\w*)\b", expression or ""):  # degrees
+        if key in declared and re.fullmatch(r"\d+", str(declared[key]["default"])):
+            declared[key]["integer"] = True
     rows = [
         f"- id: {json.dumps(id, ensure_ascii=False)}",
         f"  names: {json.dumps([name or id], ensure_ascii=False)}",
@@ -740,7 +752,10 @@ def draft(
         f"  notes: {json.dumps(notes, ensure_ascii=False)}",
     ]
     text = "\n".join(rows) + "\n"
-    ((entry,), _) = _parse_entries("new entry", text)
+    try:
+        ((entry,), _) = _parse_entries("new entry", text)
+    except CatalogError as error:  # there is no file yet, whose lines one could look up
+        raise CatalogError(str(error).partition(": ")[2]) from None
     return Draft(entry, text)
 
 

@@ -19,6 +19,7 @@ import secrets
 import shutil
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -31,12 +32,14 @@ import numpy as np
 import zarr
 
 from . import gram
+from .layers import Activation
 from .networks import Network, _names
 from .ridge import Moments
 
 __all__ = ["Run", "Store", "local", "moments", "write"]
 
 CONFIG, RECEIPTS = "config.json", "receipts"
+KEYS = {"hash", "get", "n", "m", "symmetric", "tile", "tiles", "dtype", "inputs", "versions", "code"}  # of a config
 VERSIONS = ("dualcalc", "jax", "jaxlib", "numpy")
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -76,37 +79,63 @@ class Store:
         folder = Path(path)
         try:
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            if not isinstance(config, dict) or "hash" not in config:
+            if not isinstance(config, dict) or not KEYS <= set(config):
                 raise ValueError(f"{CONFIG} is of another kind")
             return cls(folder, config)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{folder}: no store of kernels ({error}); `write` makes one") from None
 
     def array(self, name: str, mode: str = "r") -> zarr.Array:
         """A kernel ("nngp", "ntk"), or the inputs ("X", "Y")."""
-        found = zarr.open_group(self.path, mode="r+" if mode == "r+" else "r")[name]
-        assert isinstance(found, zarr.Array)
+        try:
+            found = zarr.open_group(self.path, mode="r+" if mode == "r+" else "r")[name]
+            if not isinstance(found, zarr.Array):
+                raise ValueError("it is a group")
+        except (OSError, KeyError, ValueError) as error:
+            raise ValueError(f"{self.path}: the array {name} cannot be read ({error}); remove the store") from None
+        if name in self.config["get"]:
+            here = found.shape, found.chunks, found.dtype.name
+            right = (self.config["n"], self.config["m"]), tuple(self.config["tile"]), self.config["dtype"]
+            if here != right:
+                raise ValueError(f"{self.path}: the array {name} is {here}, expected {right}; remove the store")
         return found
+
+    def places(self, i: int, j: int) -> list[tuple[int, int]]:
+        """The chunks of a tile."""
+        return [(i, j), (j, i)] if self.config["symmetric"] and i != j else [(i, j)]
 
     def receipts(self) -> dict[tuple[int, int], Receipt]:
         """What was written, by tile. The last line of a run that was killed may be torn, and does not count."""
         found: dict[tuple[int, int], Receipt] = {}
         for path in sorted(self.path.glob(f"{RECEIPTS}*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
-                with suppress(ValueError, KeyError, TypeError):
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, KeyError, TypeError, RecursionError):
                     row = json.loads(line)
-                    if row["config"] == self.config["hash"]:
-                        found[row["i"], row["j"]] = Receipt(row["i"], row["j"], tuple(row["checksums"]))
+                    receipt = Receipt(row["i"], row["j"], tuple(row["checksums"]))
+                    if row["config"] == self.config["hash"] and self._fits(receipt):
+                        found[receipt.i, receipt.j] = receipt
         return found
 
-    def read(self, name: str | None = None) -> np.ndarray:
-        """A finished kernel (the only one, if there is one) in memory; ValueError where tiles are missing."""
+    def _fits(self, receipt: Receipt) -> bool:
+        """Whether it is of a tile of this store."""
+        c, (i, j, checksums) = self.config, receipt
+        ours = type(i) is type(j) is int and 0 <= i < -(-c["n"] // c["tile"][0]) and 0 <= j < -(-c["m"] // c["tile"][1])
+        upper = not c["symmetric"] or i <= j
+        return ours and upper and len(checksums) == len(c["get"]) * len(self.places(i, j))
+
+    def read(self, name: str | None = None, verify: bool = True) -> np.ndarray:
+        """A finished kernel (the only one, if there is one) in memory; ValueError where tiles are missing or damaged.
+
+        verify   compares every checksum with the bytes
+        """
         names = self.config["get"]
         if name is None and len(names) > 1:
             raise ValueError(f"the store has {' and '.join(names)}; say which")
         missing = self.config["tiles"] - len(self.receipts())
         if missing:
             raise ValueError(f"{self.path}: {missing} of {self.config['tiles']} tiles are missing; run `write` again")
+        if verify and (damaged := _sound(self, list(self.receipts().values())).count(False)):
+            raise ValueError(f"{self.path}: {damaged} of {self.config['tiles']} tiles are damaged; run `write` again")
         return np.asarray(self.array(name or names[0])[:])
 
 
@@ -125,7 +154,7 @@ def _places(tile: gram.Tile) -> Iterator[tuple[int, slice, slice, np.ndarray]]:
 def _sound(store: Store, receipts: Sequence[Receipt]) -> list[bool]:
     """Whether the bytes on the disk are those of each receipt."""
     arrays = [store.array(name) for name in store.config["get"]]
-    size, symmetric = store.config["tile"], store.config["symmetric"]
+    size = store.config["tile"]
 
     def chunk(array: zarr.Array, i: int, j: int) -> str:
         rows, columns = slice(i * size[0], (i + 1) * size[0]), slice(j * size[1], (j + 1) * size[1])
@@ -136,9 +165,8 @@ def _sound(store: Store, receipts: Sequence[Receipt]) -> list[bool]:
 
     found = []
     for receipt in receipts:
-        i, j = receipt.i, receipt.j
-        both = [(i, j), (j, i)] if symmetric and i != j else [(i, j)]
-        found.append(tuple(chunk(array, *place) for array in arrays for place in both) == receipt.checksums)
+        places = store.places(receipt.i, receipt.j)
+        found.append(tuple(chunk(array, *place) for array in arrays for place in places) == receipt.checksums)
     return found
 
 
@@ -154,17 +182,25 @@ def _created(path: Path, config: dict[str, Any], inputs: dict[str, np.ndarray]) 
                 group.create_array(name, data=values, chunks=(min(len(values), 4096), *values.shape[1:]))
             for name in config["get"]:
                 shape, chunks = (config["n"], config["m"]), tuple(config["tile"])
-                group.create_array(name, shape=shape, chunks=chunks, dtype=config["dtype"], compressors=None)
+                options = {"dtype": config["dtype"], "compressors": None, "fill_value": np.nan}
+                group.create_array(name, shape=shape, chunks=chunks, **options)
+            with warnings.catch_warnings():  # so that what reads the group does not look at the files beside its arrays
+                warnings.simplefilter("ignore")
+                zarr.consolidate_metadata(draft)
             (draft / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
-            with suppress(FileExistsError, OSError):  # another job of the array was faster
+            try:
                 draft.rename(path)
+            except OSError:
+                if not path.is_dir():  # else another job of the array was faster
+                    raise
         except OSError as error:
             raise ValueError(f"{path}: {error}; make room, or choose another folder") from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     store = Store.open(path)
     if store.config != config:
-        keys = [key for key in config if store.config.get(key) != config[key] and key != "hash"]
+        keys = [key for key in config if store.config.get(key) != config[key]]
+        keys = keys[:-1] or keys  # the hash says nothing, where it is not alone
         said = "; ".join(f"{key} was {store.config.get(key)!r}, is {config[key]!r}" for key in keys)
         raise ValueError(f"{path} holds another kernel: {said[:600]}. Choose another name, or remove it")
     return store
@@ -214,6 +250,11 @@ def _work(job: Job) -> tuple[Store, gram.Work]:
         _prepared.clear()
         X = np.asarray(store.array("X")[:])
         Y = None if store.config["symmetric"] else np.asarray(store.array("Y")[:])
+        for name, values in {"X": X, "Y": Y}.items():
+            if values is not None and _checksum(values) != store.config["inputs"][name]:
+                raise ValueError(f"{job.path}: the inputs {name} in the store are damaged; remove the store")
+        if (code := _identity(job.net)) != store.config["code"]:
+            raise ValueError(f"a worker has other activations, {code}, than the store; does it see the same catalog?")
         size = max(store.config["tile"])
         _prepared[job.hash] = job.net.work(X, Y, tuple(store.config["get"]), tol=job.tol, tile=size)
     return store, _prepared[job.hash]
@@ -357,6 +398,7 @@ def _configuration(net: Network, work: gram.Work, names: tuple[str, ...], tol: f
     plan = work.plan
     config: dict[str, Any] = {
         "network": repr(net),
+        "code": _identity(net),
         "numbers": [float(leaf).hex() for leaf in jax.tree.leaves(net)],
         "get": list(names),
         "tol": tol,
@@ -370,6 +412,17 @@ def _configuration(net: Network, work: gram.Work, names: tuple[str, ...], tol: f
         "versions": {name: version(name) for name in VERSIONS},
     }
     return config | {"hash": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()}, inputs
+
+
+def _identity(net: Network) -> list[str]:
+    """Of what each activation computes, whatever its name: the checksum of its generated code."""
+    found = []
+    for layer in jax.tree.leaves(net, is_leaf=lambda x: isinstance(x, Activation)):
+        if isinstance(layer, Activation):
+            if not layer.fns.source:
+                raise ValueError(f"{layer!r}: a kernel that is a Python function has no identity; give it as a formula")
+            found.append(hashlib.sha256(layer.fns.source.encode()).hexdigest()[:16])
+    return found
 
 
 def _checked(store: Store, receipts: list[Receipt], client: Any) -> list[bool]:

@@ -118,7 +118,9 @@ class Plan:
             f"working   {_size(self.working_bytes)} per device",
         ]
         lines += [] if self.flops is None else [f"work      {self.flops:.3g} flops"]
-        lines += [] if self.seconds is None else [f"time      about {self.seconds:.3g} s"]
+        lines += (
+            [] if self.seconds is None else [f"time      about {self.seconds:.3g} s, besides starting and compiling"]
+        )
         lines += [f"REFUSED   {self.refusal}"] if self.refusal else []
         return "\n".join(lines)
 

@@ -9,6 +9,7 @@ adds those for images. `init` and `apply` are the layer of a network of finite w
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -289,6 +290,11 @@ def _check_scalar(name: str, value) -> None:
         raise ValueError(f"{name} = {value!r} came; a real number or a JAX scalar was expected")
     if known_true(~jnp.isfinite(value)):
         raise ValueError(f"{name} = {value!r} came; a finite number was expected")
+    if name == "W_std" and isinstance(value, int) and value >= WIDTH:
+        warnings.warn(f"W_std = {value} came: layers are infinitely wide and have no width; leave it out", stacklevel=4)
+
+
+WIDTH = 16  # an integer W_std from here on is taken for the width that finite layers have
 
 
 @dataclass(frozen=True)

@@ -297,6 +297,16 @@ class _Scale(dict[sp.Basic, Measure]):
 # ---- the reader -----------------------------------------------------------------------------------------------------
 
 
+MEANT = {
+    "where": "Piecewise",
+    "heaviside": "Heaviside",
+    "gelu": "t*Phi(t)",
+    "silu": "t*sigmoid(t)",
+    "swish": "t*sigmoid(t)",
+}
+"""What other libraries call it."""
+
+
 class _Reader:
     """Walks the syntax tree of one text. Every SymPy object is made in `made`, which checks the result."""
 
@@ -503,7 +513,7 @@ class _Reader:
             self.refuse(node.func)
         name, functions = node.func.id, self.grammar.functions
         if name not in functions:
-            hint = self.did_you_mean(name, functions)
+            hint = f"; did you mean '{MEANT[name]}'?" if name in MEANT else self.did_you_mean(name, functions)
             wanted = "a known one" + hint if hint else f"one of {', '.join(functions)}"
             self.fail(node, f"the unknown function '{name[:40]}'", wanted)
         if node.keywords:

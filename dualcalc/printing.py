@@ -6,6 +6,7 @@ guards every division by something that can vanish, and names common subexpressi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -188,6 +189,8 @@ CALLS = {
 def literal(c: sp.Expr) -> str:
     """A number as the shortest float text that is right to the last bit."""
     value = float(sp.N(c, 30))
+    if not math.isfinite(value):
+        raise ValueError(f"the constant {str(c)[:40]} came, which float64 cannot hold; expected less than 1.8e308")
     return repr(value)
 
 

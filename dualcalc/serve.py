@@ -13,6 +13,8 @@ import multiprocessing
 import os
 import re
 import shlex
+import shutil
+import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -35,6 +37,7 @@ MAX_FORM = 16 * 1024  # bytes of a form that is sent
 DISCARDED = 8 * 2**20  # bytes of a form that are read and forgotten, before it is refused
 MAX_ANSWER = 64 * 2**20  # bytes of what a process answers
 TYPES = {"html": "text/html", "json": "application/json", "js": "text/javascript", "css": "text/css"}
+TYPES |= {"woff2": "font/woff2", "LICENSE": "text/plain"}
 POLICY = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
@@ -87,8 +90,14 @@ def isolated(work: Callable[[], Any], limits: Limits) -> Any:
         clock.start()
         answer = json.loads(ours.recv_bytes(MAX_ANSWER))
     except (EOFError, OSError):  # it died, or sent too much
-        what = f"no answer within {limits.seconds:g} s" if late.is_set() else "the computation broke off"
-        raise Refused(503, f"{what}; write the activation more simply, or derive it on the command line") from None
+        process.join(1)
+        aborted = process.exitcode == -signal.SIGABRT  # as FLINT does where there is no memory
+        what = (
+            "no answer within {:g} s" if late.is_set() else "out of memory" if aborted else "the computation broke off"
+        )
+        what = what.format(limits.seconds)
+        remedy = "write the activation more simply, or give more with `dualcalc catalog browse --seconds`"
+        raise Refused(503, f"{what}; {remedy}") from None
     finally:
         clock.cancel()
         if clock.ident is not None:
@@ -116,6 +125,7 @@ def _context() -> Any:
 
 
 def _work(answer: Connection, work: Callable[[], Any], limits: Limits) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libraries print belongs to nobody's prompt
     _limit(limits)
     answer.send_bytes(b"")
     try:
@@ -190,9 +200,11 @@ class Server(ThreadingHTTPServer):
     def __init__(self, known: catalog.Catalog, host: str = LOOPBACK[0], port: int = 0, limits: Limits = TYPED):
         super().__init__((host, port), Handler)
         self.known, self.limits = known, limits
-        self.environment = site.environment(live=True)  # of MathML: nothing runs that a visitor does not need
+        node = shutil.which("node")
+        self.environment = site.environment(site.Katex(node) if node else site.mathml, live=True)
         self.turn, self.queue = threading.Lock(), threading.BoundedSemaphore(2)
-        self.pages, self.making = dict[str, str](), threading.Lock()
+        self.pages, self.failed = dict[str, str](), dict[str, Refused]()
+        self.making = threading.BoundedSemaphore(2)  # pages of entries at a time
 
     @property
     def url(self) -> str:
@@ -222,14 +234,28 @@ class Server(ThreadingHTTPServer):
         id, _, kind = name.rpartition(".")
         if id not in self.known or kind not in ("html", "json"):
             raise Refused(404, "no such page; the index lists all")
-        with self.making:
-            if name not in self.pages:
-                found = isolated(partial(site.facts, self.known[id], self.known.references), PAGE)
-                at = list(self.known).index(id)
-                before, after = self.index[at - 1] if at else None, (*self.index, None)[at + 1]
-                self.pages[f"{id}.html"] = site.entry_page(self.environment, found, before, after)
-                self.pages[f"{id}.json"] = site.as_json(found)
+        if name in self.pages:
             return self.pages[name]
+        if id in self.failed:
+            raise self.failed[id]
+        if not self.making.acquire(timeout=PATIENCE):
+            raise Refused(503, "other pages are being made; come back in a moment")
+        try:
+            if name not in self.pages:
+                self._make(id)
+            return self.pages[name]
+        except Refused as refused:
+            self.failed[id] = refused
+            raise
+        finally:
+            self.making.release()
+
+    def _make(self, id: str) -> None:
+        found = isolated(partial(site.facts, self.known[id], self.known.references), PAGE)
+        at = list(self.known).index(id)
+        before, after = self.index[at - 1] if at else None, (*self.index, None)[at + 1]
+        self.pages[f"{id}.html"] = site.entry_page(self.environment, found, before, after)
+        self.pages[f"{id}.json"] = site.as_json(found)
 
     def derived(self, text: str, parameters: Mapping[str, Any]) -> site.Facts:
         """The facts of what was typed, in its turn."""
@@ -250,8 +276,16 @@ def _is_address(name: str) -> bool:
     return True
 
 
+def fields(query: str) -> dict[str, str]:
+    """What a form holds."""
+    try:
+        return {key: values[-1] for key, values in parse_qs(query, max_num_fields=4).items()}
+    except ValueError:
+        raise Refused(400, "expected the fields expr and parameters; use the form") from None
+
+
 class Answer(NamedTuple):
-    text: str
+    content: str | bytes
     kind: str = "html"  # of TYPES
     status: int = 200
 
@@ -274,9 +308,13 @@ class Handler(BaseHTTPRequestHandler):
             answer = make()
         except Refused as refused:
             answer = Answer(self.page("refused.html", reason=refused.reason), status=refused.status)
-        content = answer.text.encode()
+        except Exception as error:
+            reason = f"internal error, {type(error).__name__}: {error}; please report it"
+            answer = Answer(self.page("refused.html", reason=reason), status=500)
+        content = answer.content.encode() if isinstance(answer.content, str) else answer.content
         self.send_response(answer.status)
-        self.send_header("Content-Type", f"{TYPES[answer.kind]}; charset=utf-8")
+        text = "" if answer.kind == "woff2" else "; charset=utf-8"
+        self.send_header("Content-Type", f"{TYPES[answer.kind]}{text}")
         self.send_header("Content-Length", str(len(content)))
         for name, value in POLICY.items():
             self.send_header(name, value)
@@ -294,27 +332,30 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(403, "the request came from another site; open the page itself")
 
     def get(self) -> Answer:
-        asked = urlsplit(self.path)
+        try:
+            asked = urlsplit(self.path)
+        except ValueError:
+            raise Refused(400, "that is no address; the index lists all pages") from None
         name = asked.path.removeprefix("/") or "index.html"
         if name == "live":
-            known = {key: values[-1] for key, values in parse_qs(asked.query, max_num_fields=4).items()}
+            known = fields(asked.query)
             return self.form(known.get("expr", ""), known.get("parameters", ""))
         if name == "index.html":
             return Answer(site.index_page(self.server.environment, self.server.index))
         if name == "index.json":
             return Answer(site.as_json(site.listing(self.server.index)), "json")
-        made = ASSETS[name].read_text(encoding="utf-8") if name in ASSETS else self.server.entry(name)
+        made = ASSETS[name].read_bytes() if name in ASSETS else self.server.entry(name)
         return Answer(made, name.rpartition(".")[2])
 
     def post(self) -> Answer:
-        if urlsplit(self.path).path != "/live":
+        if self.path != "/live":
             raise Refused(404, "nothing can be sent there")
         length = self.headers.get("Content-Length", "")
         size = int(length) if length.isdecimal() and len(length) < 9 else DISCARDED
         if size > MAX_FORM:
             while size > 0 and size < DISCARDED and (part := self.rfile.read(min(size, MAX_FORM))):
                 size -= len(part)  # who is cut off while sending does not see why
-            raise Refused(413, f"expected a form of at most {MAX_FORM} bytes; formulas have at most 2000 characters")
+            raise Refused(413, f"expected a form of at most {MAX_FORM} bytes; formulas have at most 500 characters")
         body = self.rfile.read(size)
         if len(body) < size:
             raise Refused(400, "the form ended early")
@@ -346,10 +387,17 @@ class Handler(BaseHTTPRequestHandler):
     ) -> Answer:
         """The live page: what was typed, and what was found of it."""
         given = [f"{name}={','.join(v) if isinstance(v, list) else v}" for name, v in values.items()]
-        command = ["dualcalc", "catalog", "new", "--id", "my_activation", "--expression", text]
+        command = ["dualcalc", "catalog", "new", "--folder", "mine", "--id", "my_activation", "--expression", text]
         command += [word for value in given for word in ("-p", value)]
+        shown = f"mkdir -p mine && {shlex.join(command)}"
         link = "live?" + urlencode({"expr": text, "parameters": parameters})
-        more = {"text": text, "parameters": parameters, "error": error, "command": shlex.join(command), "link": link}
+        more = {
+            "text": text,
+            "parameters": parameters,
+            "error": error,
+            "command": shown,
+            "link": link,
+        }
         context = {"e": found, "filters": site.FILTERS, "before": None, "after": None}
         return Answer(self.page("live.html", **context, **more), status=status)
 
@@ -360,4 +408,4 @@ class Handler(BaseHTTPRequestHandler):
         """Silent: it runs beside its user's prompt."""
 
 
-ASSETS = {f"assets/{path.name}": path for path in (site.TEMPLATES / name for name in site.ASSETS)}
+ASSETS = {f"assets/{name.removeprefix('vendor/')}": site.TEMPLATES / name for name in (*site.ASSETS, *site.KATEX)}

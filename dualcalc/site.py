@@ -11,13 +11,12 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
-import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from itertools import combinations_with_replacement
@@ -41,7 +40,7 @@ from .plots import REACH, RESOLVED, activation_panel
 from .quadrature import Profile, profile
 from .verify import LAWS, Report, verify
 
-__all__ = ["Site", "build", "facts", "summary"]
+__all__ = ["Site", "build", "facts", "is_site", "summary"]
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 ASSETS = ("site.css", "site.js", "theme.js", "vendor/uPlot.iife.min.js", "vendor/uPlot.min.css", "vendor/uPlot.LICENSE")
@@ -55,6 +54,7 @@ INSIDE = 0.9  # of the domain of the norms
 TRUTHS = ("recorded", "fresh", "quadrature", "diagonal")  # laws against other sources; the badge has their worst error
 DEGREES = 40
 DIGITS = 7
+PATIENCE = 10.0  # seconds for one formula
 LONG = 300  # characters of LaTeX that KaTeX typesets
 ROUNDING = 1e-14  # what is below this share of the largest value is zero
 WIDE = 60  # characters of an exact value that is shown beside its number
@@ -84,6 +84,7 @@ def _names(entry: Entry) -> Facts:
         "expression": entry.expression,
         "kernel": entry.kernel,
         "table1": entry.table1,
+        "notes": entry.notes,
     }
 
 
@@ -106,7 +107,6 @@ def facts(entry: Entry, references: Mapping[str, Reference], record: str = "") -
     """
     found = _names(entry) | {
         "parameters": {name: p.model_dump(mode="json") for name, p in entry.parameters.items()},
-        "notes": entry.notes,
         "references": [
             {"role": role, "key": key, **references[key].model_dump(mode="json")}
             for role, keys in entry.references
@@ -188,7 +188,7 @@ def _status(entry: Entry, dual: Dual, report: Report) -> Facts:
     what = "k verified, no kdot" if entry.kernel is None and dual.jumps else "verified"
     return {
         "kind": "verified",
-        "text": f"{what}, worst error {worst:.0e}",
+        "text": f"{what}, worst error {worst:.0e} against other sources",
         "detail": f"{len(laws)} laws hold; errors are relative to sqrt(k11 k22), those of kdot to sqrt(kdot11 kdot22)",
         "worst": _number(worst),
         "laws": laws,
@@ -427,14 +427,22 @@ class Katex:
             return mathml(latex)
         with self.turn:
             assert self.process.stdin is not None and self.process.stdout is not None
-            self.process.stdin.write(f"{json.dumps(latex)}\n")
-            self.process.stdin.flush()
-            html = json.loads(self.process.stdout.readline())
-        return mathml(latex) if html is None else Markup(html)
+            clock = threading.Timer(PATIENCE, self.process.kill)
+            clock.start()
+            try:
+                self.process.stdin.write(f"{json.dumps(latex)}\n")
+                self.process.stdin.flush()
+                html = json.loads(self.process.stdout.readline())
+            except (OSError, ValueError):  # node has ended, or is none
+                html = None
+                self.process.kill()
+            clock.cancel()
+        return Markup(html) if isinstance(html, str) else mathml(latex)
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        with suppress(OSError):  # what was not sent to one that has ended
+            self.process.kill()
+            self.process.communicate()
 
 
 def spark(curve: Facts | None) -> str:
@@ -487,6 +495,12 @@ def critical(diagonal: Facts) -> list[str]:
     return out if len({point[1:] for point in out}) > 1 else [f"{point}h0" for point in out[:1]]
 
 
+def crossed(diagonal: Facts) -> bool:
+    """Whether the critical line has a point anywhere: chi_1 = 1 with b_std^2 >= 0."""
+    rows = zip(diagonal["q"], diagonal["k"], diagonal["kdot"], strict=True)
+    return any(kdot and k is not None and q - k / kdot >= -1e-5 * q for q, k, kdot in rows)
+
+
 def short(x: float | None, digits: int = 6) -> str:
     return "–" if x is None else f"{x:.{digits}g}".replace("-", "−")
 
@@ -500,7 +514,14 @@ def environment(typeset: Callable[[str], Markup] = mathml, live: bool = False) -
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {"typeset": typeset, "spark": spark, "stems": stems, "critical": critical, "short": short}
+    env.filters |= {
+        "typeset": typeset,
+        "spark": spark,
+        "stems": stems,
+        "critical": critical,
+        "crossed": crossed,
+        "short": short,
+    }
     env.globals |= {
         "live": live,
         "katex": typeset is not mathml,
@@ -568,12 +589,28 @@ def build(
     assets = {name: out / "assets" / name.removeprefix("vendor/") for name in (*ASSETS, *(KATEX if node else ()))}
     (out / "assets" / "fonts").mkdir(parents=True, exist_ok=True)
     for name, path in assets.items():
-        shutil.copyfile(TEMPLATES / name, path)
+        _put(path, (TEMPLATES / name).read_bytes())
     for name, text in files.items():
-        (out / name).write_text(text, encoding="utf-8")
+        _put(out / name, text.encode())
     written = [*(out / name for name in files), *assets.values()]
     size = sum(path.stat().st_size for path in written)
     return Site(out / "index.html", len(ordered) + 1, size, time.perf_counter() - start)
+
+
+def is_site(folder: Path) -> bool:
+    """Whether it holds pages of ours, which may be replaced."""
+    try:
+        listed = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        return (folder / "assets" / "site.js").is_file() and all("properties" in entry for entry in listed)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _put(path: Path, content: bytes) -> None:
+    """A file in the place of what had its name; a link is replaced, not followed."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_bytes(content)
+    temporary.replace(path)
 
 
 @contextmanager

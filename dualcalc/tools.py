@@ -216,14 +216,15 @@ def phase_panels(found: Phase) -> list[Any]:
     p = profile(resolve(found.activation).activation)
     V = found.W_std**2 * choose(p, 0, np.sqrt(q)).moments(np.sqrt(q)) + found.b_std**2
     stops = np.array([f.q for f in found.fixed])
+    title = "The critical line, chi_1 = 1" if curves else "No critical line: chi_1 is nowhere 1"
     return [
-        Panel("Phases: ordered left of the line, chaotic right", [*curves, here], "W_std", "b_std"),
+        Panel(title, [*curves, here], "W_std", "b_std"),
         Panel(
             f"Variance from layer to layer, q* = {found.q:.4g}",
             [
                 Curve(q, V, "V(q)"),
                 Curve(q, q, "q"),
-                Curve(stops, stops, "fixed point", kind="marked"),
+                *([Curve(stops, stops, "fixed point", kind="marked")] if len(stops) else []),
             ],
             "q",
             xscale="log",
@@ -473,7 +474,8 @@ def examine_data(X, net: Any = None, get: str = "ntk") -> list[Finding]:
     try:
         wide, narrow = _both_precisions(net, rows, get)
     except ValueError as reason:
-        return [*findings, Finding("refused", str(reason).split(". ")[0], "as it says, or choose another activation")]
+        found, _, remedy = str(reason).partition(". ")
+        return [*findings, Finding("refused", found, remedy.rstrip(".") or "choose another activation")]
     findings += [f for f in examine_kernel(wide) if f.name != "float32 too coarse"]
     scale = np.sqrt(np.outer(np.diag(wide), np.diag(wide)))
     error = float(np.abs(narrow - wide).max() / scale.max()) if np.isfinite(narrow).all() else math.inf

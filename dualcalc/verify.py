@@ -146,8 +146,8 @@ def subject(entry: Entry, *, points: int = 3, seed: int = 0, **parameters: Any) 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(16)
 
 
-def _line(s: Subject, norm: float) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Nodes z, their weights, and s^(m)(sqrt(norm) z): panels of width 1/2, cut at the kinks.
+def _line(s: Subject, norm: float, width: float = 0.5) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Nodes z, their weights, and s^(m)(sqrt(norm) z): panels cut at the kinks.
 
     They reach to where E[s^2; |z| > reach] is below 1e-26 of its whole, which leaves 1e-13 of sqrt(k11 k22).
     """
@@ -155,7 +155,7 @@ def _line(s: Subject, norm: float) -> tuple[np.ndarray, np.ndarray, list[np.ndar
     z = np.arange(-38.0, 38.01, 0.125)
     profile = np.max([_apply(f, scale * z) ** 2 * np.exp(-z * z / 2) for f in s.slopes], axis=0)
     reach = min(float(np.max(np.abs(z[profile > 1e-26 * profile.max()]))) + 0.5, 38.0)
-    cuts = np.unique([*np.arange(-reach, reach, 0.5), reach, *(x / scale for x in s.kinks if abs(x) < reach * scale)])
+    cuts = np.unique([*np.arange(-reach, reach, width), reach, *(x / scale for x in s.kinks if abs(x) < reach * scale)])
     half = np.diff(cuts)[:, None] / 2
     z = (cuts[:-1, None] + half + half * NODES).ravel()
     return z, (half * WEIGHTS).ravel(), [_apply(f, scale * z) for f in s.slopes]
@@ -176,7 +176,7 @@ def quadrature(s: Subject, point: Point) -> list[float]:
 
 def second_moments(s: Subject, norm: float) -> list[float]:
     """E[s^(m)(u)^2]."""
-    z, w, values = _line(s, norm)
+    z, w, values = _line(s, norm, 0.125)  # one-dimensional, and held to 1e-12
     return [float(np.sum(w * f * f * np.exp(-z * z / 2)) / math.sqrt(2 * math.pi)) for f in values]
 
 

@@ -270,6 +270,13 @@ def test_catalog_new(tmp_path):
     run(*new, "--id", "my_relu", "--expression", "t", code=2)
     run(*new, "--id", "relu", "--expression", "t", code=2)
     run(*new, "--id", "../escape", "--expression", "t", code=2)
+    for id in ("references", "index", "schema"):
+        assert "choose another" in run(*new, "--id", id, "--expression", "t", code=2).stderr
+    assert "remove the file" in run(*new, "--id", "my_relu", "--expression", "t", code=2).stderr
+    (tmp_path / "www").mkdir()
+    (tmp_path / "www" / "index.html").write_text("mine")
+    page = ("--page", tmp_path / "www", "--id", "other", "--expression", "t")
+    assert "not an empty folder" in run(*new, *page, code=2).stderr and not (folder / "other.yaml").exists()
     run(*new, "--id", "bad", "--expression", "t*", code=2)
     run(*new, "--id", "bad", "--expression", "t", "--kernel", "q12", code=2)
     run(*new, "--id", "bad", "--kernel", "-q12", code=2)
@@ -294,7 +301,7 @@ def test_catalog_new_declares_what_it_finds(tmp_path, expression, line):
 def test_catalog_new_asks(tmp_path, monkeypatch):
     monkeypatch.setattr(entries, "_asks", lambda: True)
     opened = []
-    monkeypatch.setattr(entries.click, "launch", opened.append)
+    monkeypatch.setattr(entries, "show_page", opened.append)
     answers = "mine\nt*Phi(A*t)\n1/3\nMy GELU\nAs an example.\n"
     result = run("catalog", "new", "--folder", tmp_path, "--page", tmp_path / "pages", input=answers)
     entry = catalog.load(tmp_path)["mine"]

@@ -139,6 +139,54 @@ def test_torn_receipts_do_not_count(tmp_path, truth):
     assert (run.damaged, run.computed) == (0, 1) and np.array_equal(run.store.read(), truth)
 
 
+def test_receipts_of_no_tile_do_not_count(tmp_path, truth):
+    path = tmp_path / "k.zarr"
+    store = cluster.write(NET, data(N), path, tile=TILE).store
+    row = {"config": store.config["hash"], "i": 0, "j": 0, "checksums": ["x"]}
+    bad = [{"i": 99}, {"i": -1}, {"i": 0.0}, {"i": "0"}, {"i": True}, {"i": 3}, {"checksums": []}, {"checksums": 1}]
+    with open(path / "receipts.jsonl", "ab") as file:
+        file.write("".join(f"{json.dumps(row | other)}\n" for other in bad).encode() + b"\xff\n" + b"[" * 10**5 + b"\n")
+    again = cluster.write(NET, data(N), path, tile=TILE)
+    assert (again.computed, again.kept, again.missing) == (0, TILES, 0) and np.array_equal(again.store.read(), truth)
+
+
+def test_reading_finds_what_is_missing_or_damaged(tmp_path):
+    store = cluster.write(NET, data(N), tmp_path / "k.zarr", tile=TILE).store
+    flip(store.path / "ntk" / "c" / "0" / "1")
+    (store.path / "ntk" / "c" / "3" / "2").unlink()
+    with pytest.raises(ValueError, match="2 of 21 tiles are damaged; run `write` again"):
+        store.read()
+    assert np.isnan(store.read(verify=False)).sum() == TILE * TILE
+
+
+def test_kernels_of_one_name_are_not_one_kernel(tmp_path, client):
+    """By their code: given kernels look alike in words, and an entry of a catalog may change."""
+    one, other = (dc.serial(dc.Dense(), dc.Activation(dc.from_kernel(k))) for k in ("q12", "3*q12 + q12**2"))
+    cluster.write(one, data(50), tmp_path / "one.zarr", get="nngp", tile=32, client=client)
+    with pytest.raises(ValueError, match="holds another kernel: (?s:.*)code was"):
+        cluster.write(other, data(50), tmp_path / "one.zarr", get="nngp", tile=32)
+    made = cluster.write(other, data(50), tmp_path / "other.zarr", get="nngp", tile=32, client=client)
+    assert np.array_equal(made.store.read(), other(data(50), get="nngp", tile=32))
+    with pytest.raises(ValueError, match="has no identity; give it as a formula"):
+        cluster.write(
+            dc.serial(dc.Dense(), dc.Activation(dc.from_kernel(lambda c, a, b: c))), data(9), tmp_path / "f.zarr"
+        )
+
+
+def test_damaged_inputs_are_refused(tmp_path, client):
+    path, other = tmp_path / "k.zarr", data(N) + 1  # which no worker has
+    store = cluster.write(NET, other, path, tile=TILE).store
+    (path / "X" / "c" / "0" / "0").unlink()
+    (path / "receipts.jsonl").unlink()
+    with pytest.raises(ValueError, match="the inputs X in the store are damaged"):
+        cluster.write(NET, other, path, tile=TILE, client=client)
+    changed = json.loads((path / "zarr.json").read_text())
+    changed["consolidated_metadata"]["metadata"]["ntk"]["shape"] = [20, 20]
+    (path / "zarr.json").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="the array ntk is .*20, 20.* expected"):
+        store.array("ntk")
+
+
 def test_another_configuration_is_refused(tmp_path):
     path = tmp_path / "k.zarr"
     cluster.write(NET, data(80), path, tile=32)

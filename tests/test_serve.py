@@ -87,6 +87,25 @@ def test_entries_and_their_files(server):
             assert ask(server, "GET", f"/{address}")[0] == 200
 
 
+@pytest.mark.parametrize("path", ["http://[/", "/live?a=1&b=2&c=3&d=4&e=5"])
+def test_what_is_no_address(server, path):
+    head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n\r\n"
+    assert b" 400 " in raw(server, head.encode())
+
+
+def test_a_page_that_fails_holds_up_no_other(tmp_path, monkeypatch):
+    """It fails once, within its limits, and is not tried again; other pages are made meanwhile."""
+    monkeypatch.setattr(serve, "PAGE", serve.Limits(3.0, 2**30))
+    catalog.new_entry(tmp_path, "slow", expression=HANGING.format(1))
+    with serve.Server(catalog.load(tmp_path)) as server, ThreadPoolExecutor(2) as pool:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        slow, other = (pool.submit(ask, server, "GET", f"/{id}.html") for id in ("slow", "identity"))
+        assert (slow.result()[0], other.result()[0]) == (503, 200)
+        began = time.perf_counter()
+        assert ask(server, "GET", "/slow.html")[0] == 503 and time.perf_counter() - began < 1
+        server.shutdown()
+
+
 @pytest.mark.parametrize("path", ["/no.html", "/../pyproject.toml", "/assets/../site.py", "/relu", "/relu.yaml", "//x"])
 def test_nothing_else_is_served(server, path):
     assert ask(server, "GET", path)[0] == 404
@@ -98,8 +117,13 @@ def test_nothing_else_is_served(server, path):
 def test_a_new_activation_gets_its_page(server):
     status, page = derive(server, "t*Phi(A*t)", "A=5/7")
     assert status == 200 and "verified, worst error" in page and 'value="t*Phi(A*t)"' in page
-    assert "dualcalc catalog new --id my_activation --expression &#39;t*Phi(A*t)&#39; -p A=5/7" in page
+    kept = "dualcalc catalog new --folder mine --id my_activation --expression &#39;t*Phi(A*t)&#39; -p A=5/7"
+    assert f"mkdir -p mine &amp;&amp; {kept}" in page
     assert "my_activation.html" not in page  # there is no such file
+
+
+def test_a_degree_and_a_text_in_x(server):
+    assert derive(server, "hermite(n, t)", "n=3")[0] == 200 and derive(server, "x*Phi(x)")[0] == 200
 
 
 def test_without_a_closed_form(server):
@@ -126,6 +150,11 @@ def test_an_id_is_looked_up(server):
 def test_what_is_wrong_is_said(server, text, parameters, message):
     status, page = derive(server, text, parameters)
     assert status == 422 and message in page and "<script>alert" not in page
+
+
+def test_a_number_that_float64_cannot_hold(server):
+    status, page = derive(server, "A*Max(t, 0)", "A=1e308")
+    assert status == 200 and "float64 cannot hold" in page and "internal error" not in page
 
 
 def test_a_link_fills_the_form_and_computes_nothing(server):

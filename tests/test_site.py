@@ -213,6 +213,27 @@ def test_command(tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     refused = CliRunner().invoke(main, ["catalog", "site", "--out", str(tmp_path / "mine"), "--id", "identity"])
     assert refused.exit_code == 2 and "other files" in refused.output
+    (tmp_path / "mine" / "index.json").write_text('{"mine": 1}')
+    again = CliRunner().invoke(main, ["catalog", "site", "--out", str(tmp_path / "mine"), "--id", "identity"])
+    assert again.exit_code == 2
+    (tmp_path / "precious").write_text("precious")
+    (out / "identity.html").unlink()
+    (out / "identity.html").symlink_to(tmp_path / "precious")
+    assert CliRunner().invoke(main, ["catalog", "site", "--out", str(out), "--id", "identity"]).exit_code == 0
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "script", ["exit 3", "read line; echo '\"<b>x</b>\"'; exit 0", "echo junk; cat", "cat > /dev/null"]
+)
+def test_a_node_that_fails(tmp_path, monkeypatch, script):
+    monkeypatch.setattr(site, "PATIENCE", 0.5)
+    node = tmp_path / "node"
+    node.write_text(f"#!/bin/sh\n{script}\n")
+    node.chmod(0o755)
+    known = catalog.load()
+    site.build({"abs": known.entry("abs")}, known.references, tmp_path / "site", node=str(node))
+    assert "<math" in (tmp_path / "site" / "abs.html").read_text()
 
 
 @pytest.mark.slow

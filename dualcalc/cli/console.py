@@ -153,6 +153,12 @@ def say(text: str) -> None:
     click.echo(clean(text), err=True)
 
 
+def show_page(address: str) -> None:
+    """In the browser, where there is a screen for one."""
+    if os.name == "nt" or sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        click.launch(address)
+
+
 @contextmanager
 def working(what: str) -> Iterator[None]:
     """A spinner on stderr, in a terminal."""

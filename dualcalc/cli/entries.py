@@ -23,7 +23,6 @@ from .console import (
     PATH,
     Failure,
     add_folders,
-    check_writable,
     clean,
     finite,
     guarded,
@@ -32,6 +31,7 @@ from .console import (
     print_json,
     progress,
     rich_console,
+    show_page,
     table,
     working,
 )
@@ -244,6 +244,10 @@ def new(
         raise click.UsageError("give either --expression or --kernel, not both")
     if not folder.is_dir():
         raise Failure(f"{folder}: no such folder; create it first")
+    if page is not None and page.exists() and (not page.is_dir() or any(page.iterdir())):
+        raise Failure(f"{page}: not an empty folder; name a new one for the page")
+    if page is not None or _asks():
+        _pages()
     from dualcalc import catalog
 
     id_ = _ask(id_, "--id", "id (lower-case letters, digits, underscores)")
@@ -256,7 +260,8 @@ def new(
     if _asks() and notes is None:
         notes = click.prompt("notes: what it is used for, where it comes from", default="", show_default=False) or None
     fields |= {} if notes is None else {"notes": notes}
-    check_writable(folder / f"{id_}.yaml", force=False)
+    if os.path.lexists(folder / f"{id_}.yaml"):
+        raise Failure(f"{folder / id_}.yaml exists already; choose another --id, or remove the file")
     with working("deriving and verifying"):
         from dualcalc import verify
         from dualcalc.dual import drafted
@@ -279,7 +284,7 @@ def new(
     if shown is not None:
         click.echo(f"its page: {shown}")
         if _asks():
-            click.launch(shown.as_uri())
+            show_page(shown.as_uri())
 
 
 def _ask_values(expression: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -331,17 +336,17 @@ def site(out: Path, ids: tuple[str, ...], workers: int | None, katex: bool | Non
     """Write the catalog as static pages that open in a browser, without a server or a network."""
     from dualcalc import catalog
 
+    with working("loading"):
+        pages = _pages()
     if out.exists() and not out.is_dir():
         raise Failure(f"{out}: not a folder; choose another name")
-    if out.is_dir() and any(out.iterdir()) and not force and not (out / "index.json").exists():
+    if out.is_dir() and any(out.iterdir()) and not force and not pages.is_site(out):
         raise Failure(f"{out} holds other files; choose an empty folder, or --force to write among them")
     node = shutil.which("node") if katex is not False else None
     if katex and node is None:
         raise Failure("node, which runs KaTeX, is not on the PATH; install it, or take --no-katex")
     known = catalog.load()
     chosen = {id: known.entry(id) for id in ids} if ids else dict(known)
-    with working("loading"):
-        pages = _pages()
     workers = workers or (1 if len(chosen) < 6 else _cores())
     with progress("pages", len(chosen)) as step:
         made = pages.build(chosen, known.references, out, workers=workers, node=node, progress=step)
@@ -360,8 +365,10 @@ def site(out: Path, ids: tuple[str, ...], workers: int | None, katex: bool | Non
     show_default=True,
     help="Where to listen; any other lets others in.",
 )
-@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=20.0, show_default=True, help="For what is typed.")
-@click.option("--memory", type=click.IntRange(64), default=1024, show_default=True, help="For what is typed, in MiB.")
+@click.option(
+    "--seconds", type=click.FloatRange(0.1, 3600), default=20.0, show_default=True, help="To derive what is typed."
+)
+@click.option("--memory", type=click.IntRange(64), default=1024, show_default=True, help="MiB to derive it.")
 @click.option("--open/--no-open", "opened", default=None, help="Open a browser  [default: in a terminal]")
 @CATALOG
 @guarded
@@ -381,7 +388,7 @@ def browse(port: int, host: str, seconds: float, memory: int, opened: bool | Non
     with server:
         click.echo(f"the catalog is at {server.url} and {server.url}live; Ctrl-C ends it")
         if in_terminal() if opened is None else opened:
-            click.launch(server.url)
+            show_page(server.url)
         with suppress(KeyboardInterrupt):
             server.serve_forever()
 

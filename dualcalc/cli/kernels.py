@@ -114,6 +114,8 @@ def kernel(
     tiled = output is not None and output.suffix == ".zarr"
     if not tiled and (workers or scheduler or part):
         raise click.UsageError("--workers, --scheduler and --tiles need a store of tiles: -o FILE.zarr")
+    if tiled and force:
+        raise click.UsageError("--force replaces no store of tiles: a second call goes on with it; or remove it")
     if sum(given is not None for given in (workers, scheduler, part)) > 1:
         raise click.UsageError("give one of --workers, --scheduler and --tiles")
     if output is not None and not tiled:
@@ -141,14 +143,17 @@ def kernel(
         names = ("n", "m", "tile", "tiles", "output_bytes", "working_bytes", "flops", "seconds", "refusal")
         print_json({name: getattr(planned, name) for name in names})
     elif plan:
-        click.echo(planned)
+        click.echo(str(planned).replace(" in memory", f" in {output}") if tiled else planned)
     elif tiled and as_json:
         counts = {name: getattr(run, name) for name in ("tiles", "computed", "damaged", "kept", "missing")}
         print_json({"file": str(output), "get": get, **counts, "seconds": round(seconds, 3)})
     elif tiled:
         done = f"{run.computed} of {run.tiles} tiles computed ({run.damaged} were damaged), {run.kept} kept"
         left = f", {run.missing} missing" if run.missing else ""
-        click.echo(f"{'wrote part of' if run.missing else 'wrote'} {output}: {done}{left}, {seconds:.1f} s")
+        if not run.computed and not run.missing:
+            click.echo(f"{output} is complete: {run.kept} tiles checked, {seconds:.1f} s")
+        else:
+            click.echo(f"{'wrote part of' if run.missing else 'wrote'} {output}: {done}{left}, {seconds:.1f} s")
     elif as_json:
         shape, dtype = list(values.shape), str(values.dtype)
         print_json({"file": str(output), "get": get, "shape": shape, "dtype": dtype, "seconds": round(seconds, 3)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,15 @@ def _drawable(output: Path | None, force: bool) -> None:
 
 @click.command(cls=Command)
 @EXPR
-@click.option("--W-std", "W_std", type=click.FloatRange(0), default=1.5, show_default=True, help="Of the weights.")
-@click.option("--b-std", type=click.FloatRange(0), default=0.1, show_default=True, help="Of the biases.")
+@click.option(
+    "--W-std",
+    "W_std",
+    type=click.FloatRange(0),
+    default=1.5,
+    show_default=True,
+    help="Of the weights, a deviation.",
+)
+@click.option("--b-std", type=click.FloatRange(0), default=0.1, show_default=True, help="Of the biases, a deviation.")
 @PICTURE
 @PARAMETERS
 @CATALOG
@@ -91,10 +99,10 @@ def phase(
         return
     facts = (
         ("phase", f"{found.name}, at W_std = {found.W_std:g}, b_std = {found.b_std:g}"),
-        ("q*", f"{found.q:.6g}"),
-        ("chi_1", f"{found.chi_1:.6g}"),
-        ("c*", f"{found.c:.6g}"),
-        ("depth scale", f"{found.depth_scale:.4g} layers"),
+        ("q*", f"{found.q:.6g}" if math.isfinite(found.q) else "none: the variance grows without end"),
+        ("chi_1", f"{found.chi_1:.6g}" + ("" if math.isfinite(found.q) else " at the greatest q that was looked at")),
+        ("c*", f"{found.c:.6g}" if math.isfinite(found.c) else "-"),
+        ("depth scale", "-" if math.isnan(found.depth_scale) else f"{found.depth_scale:.4g} layers"),
         *(("unstable", f"q = {f.q:.6g}, V'(q) = {f.slope:.4g}") for f in found.fixed if f.slope > 1 + 1e-9),
     )
     panel("Phase", "\n".join(f"{name:<12s} {value}" for name, value in facts))
@@ -111,7 +119,7 @@ def phase(
 @click.command(cls=Command)
 @click.argument("exprs", nargs=-1, required=True, metavar="EXPR EXPR...")
 @click.option("--degrees", type=click.IntRange(0, 100), default=8, show_default=True, help="Of the spectra.")
-@click.option("--dimension", type=click.IntRange(3), default=10, show_default=True, help="Of the sphere's space.")
+@click.option("--dimension", type=click.IntRange(3), default=10, show_default=True, help="Of the space of the sphere.")
 @PICTURE
 @CATALOG
 @FORCE
@@ -201,7 +209,8 @@ def doctor(file: Path, is_kernel: bool, network: str | None, get: str, as_json: 
         for finding in found:
             click.echo(f"{finding.name}: {finding.found}.\n  Remedy: {finding.remedy}.")
         rows, columns = values.shape
-        click.echo(f"{'kernel' if is_kernel else 'data'} {rows} x {columns}, {values.dtype}: {len(found)} warnings")
+        said = "1 warning" if len(found) == 1 else f"{len(found)} warnings"
+        click.echo(f"{'kernel' if is_kernel else 'data'} {rows} x {columns}, {values.dtype}: {said}")
     if found:
         raise click.exceptions.Exit(FAILED)
 

@@ -31,7 +31,7 @@
     const items = [...document.querySelectorAll("#entries > li")];
     const boxes = [...document.querySelectorAll("input[name=only]")];
     const filter = () => {
-      const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+      const words = search.value.toLowerCase().replaceAll("^", "**").split(/\s+/).filter(Boolean);
       const only = boxes.filter((b) => b.checked).map((b) => b.value);
       let seen = 0;
       for (const item of items) {
