@@ -461,6 +461,9 @@ def check_rows(dual: Dual) -> list[tuple[float, ...]]:
                 places = ((v12, v11, v22), (v11, v11, v11), (v22, v22, v22))
                 k, k11, k22 = (balls.value(dual.member(m, m), balls.environment(*v, values)).mid() for v in places)
                 row += [float(k), float((k11 * k22).sqrt().mid())]
+                if math.isinf(row[-1]):
+                    given = ", ".join(f"{symbol} = {float(v):g}" for symbol, v in values.items())
+                    raise ValueError(f"{dual.activation}: float64 cannot hold its kernel at {given or 'norm 1'}")
         rows.append((v12, v11, v22, *row))
     return rows
 
