@@ -8,7 +8,7 @@ WORKERS ?= 2
 # BLAS threads of several workers wait for each other on the same cores.
 ONE := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 
-.PHONY: install demo test test-slow fuzz test-torch test-adapters test-wheel test-peer lint docs bench bench-peer bench-networks bench-targets oracle clean
+.PHONY: install demo test test-slow fuzz test-torch test-adapters test-wheel test-peer lint docs notebooks bench bench-peer bench-networks bench-targets oracle clean
 
 install: $(STAMP)
 
@@ -81,6 +81,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Run all notebooks and keep what they show.
+notebooks: $(STAMP)
+	$(ONE) $(BIN)/python -m pytest -n $(WORKERS) --nbmake --overwrite notebooks
 
 # Every warning is an error; the pages are in build/docs.
 docs: $(STAMP)

@@ -299,12 +299,28 @@ def local(workers: int | None = None, *, x64: bool | None = None, memory: str | 
         "distributed.scheduler.allowed-failures": 10,
     }
     options = {"n_workers": workers or cores, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
-    with (
-        dask.config.set(settings),
-        LocalCluster(**options, memory_limit=memory, env=env, silence_logs=50) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+    kept = {name: os.environ.get(name) for name in (*env, *LEFT)}
+    try:
+        with (
+            dask.config.set(settings),
+            LocalCluster(**options, memory_limit=memory, env=env, silence_logs=50) as cluster,
+            Client(cluster) as client,
+        ):
+            _restore(kept)
+            yield client
+    finally:
+        _restore(kept)
+
+
+LEFT = ("PYTHONHASHSEED", "__DASK_PARENT_PID")
+"""What Dask leaves in the environment of the process that starts workers, beside what they are given."""
+
+
+def _restore(kept: dict[str, str | None]) -> None:
+    for name, value in kept.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 # Kernels ------------------------------------------------------------------------------------------------------------

@@ -326,7 +326,7 @@ class Handler(BaseHTTPRequestHandler):
         host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
         if not self.server.admits(host):
             raise Refused(421, f"this server is at {self.server.url}, and answers no other name")
-        own = origin is None if self.command == "GET" else origin == f"http://{host}"
+        own = origin == f"http://{host}" or (origin is None and self.command == "GET")
         crossing = self.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none")
         if not own or (crossing and self.headers.get("Sec-Fetch-Mode") != "navigate"):
             raise Refused(403, "the request came from another site; open the page itself")

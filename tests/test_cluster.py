@@ -224,11 +224,15 @@ def test_a_part_that_is_none(tmp_path, part):
 
 
 def test_workers_in_32_bits_are_refused(tmp_path):
+    """And the environment of this process is as it was."""
+    before = dict(os.environ)
     with (
         cluster.local(1, x64=False) as narrow,
         pytest.raises(ValueError, match="a worker computes in 32 bits; set JAX_ENABLE_X64=1"),
     ):
+        assert dict(os.environ) == before
         cluster.write(NET, data(40).astype(float), tmp_path / "k.zarr", client=narrow)
+    assert dict(os.environ) == before
 
 
 def test_threads_of_a_worker(client):
