@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import cached_property, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
@@ -198,10 +199,11 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 16
 
     def __init__(self, known: catalog.Catalog, host: str = LOOPBACK[0], port: int = 0, limits: Limits = TYPED):
+        self.closing = ExitStack()  # first: what cannot listen is closed too
         super().__init__((host, port), Handler)
         self.known, self.limits = known, limits
-        node = shutil.which("node")
-        self.environment = site.environment(site.Katex(node) if node else site.mathml, live=True)
+        typeset = self.closing.enter_context(site.typesetting(shutil.which("node")))
+        self.environment = site.environment(typeset, live=True)
         self.turn, self.queue = threading.Lock(), threading.BoundedSemaphore(2)
         self.pages, self.failed = dict[str, str](), dict[str, Refused]()
         self.making = threading.BoundedSemaphore(2)  # pages of entries at a time
@@ -209,6 +211,10 @@ class Server(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://{self.server_address[0]!s}:{self.server_port}/"
+
+    def server_close(self) -> None:
+        super().server_close()
+        self.closing.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A visitor who leaves early is no error."""
@@ -359,12 +365,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(size)
         if len(body) < size:
             raise Refused(400, "the form ended early")
-        try:
-            known = {
-                key: values[-1] for key, values in parse_qs(body.decode("utf-8", "replace"), max_num_fields=4).items()
-            }
-        except ValueError:
-            raise Refused(400, "expected the fields expr and parameters; use the form") from None
+        known = fields(body.decode("utf-8", "replace"))
         text, parameters = known.get("expr", "").strip(), known.get("parameters", "").strip()
         if text in self.server.known and not parameters:
             return Answer(self.server.entry(f"{text}.html"))
@@ -391,13 +392,7 @@ class Handler(BaseHTTPRequestHandler):
         command += [word for value in given for word in ("-p", value)]
         shown = f"mkdir -p mine && {shlex.join(command)}"
         link = "live?" + urlencode({"expr": text, "parameters": parameters})
-        more = {
-            "text": text,
-            "parameters": parameters,
-            "error": error,
-            "command": shown,
-            "link": link,
-        }
+        more = {"text": text, "parameters": parameters, "error": error, "command": shown, "link": link}
         context = {"e": found, "filters": site.FILTERS, "before": None, "after": None}
         return Answer(self.page("live.html", **context, **more), status=status)
 

@@ -311,7 +311,7 @@ def _page_of(id: str, path: Path, folder: Path | None) -> Path | None:
     known = catalog.load(path.parent)
     folder = folder or Path(tempfile.mkdtemp(prefix="dualcalc-"))
     with working("drawing its page"):
-        pages.build({id: known.entry(id)}, known.references, folder)
+        pages.build({id: known.entry(id)}, known.references, folder, node=shutil.which("node"))
     return (folder / f"{id}.html").resolve()
 
 
