@@ -25,7 +25,7 @@ linux = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads
 
 @pytest.fixture(scope="module")
 def server():
-    with serve.Server(catalog.load(), limits=serve.Limits(8.0, 2**30)) as running:
+    with serve.Server(catalog.load(), limits=serve.Limits(60.0, 2**30)) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running
         running.shutdown()
@@ -245,7 +245,7 @@ def test_a_hundred_that_hang(server):
             status, page = derive(server, HANGING.format(i))
             assert status == 503 and "no answer within 0.25 s" in page
     finally:
-        server.limits = serve.Limits(8.0, 2**30)
+        server.limits = serve.Limits(60.0, 2**30)
     assert derive(server, "t*Phi(t)")[0] == 200
     time.sleep(0.2)
     gc.collect()
@@ -301,7 +301,7 @@ def test_one_waits_and_others_come_back(server):
         with ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(lambda i: derive(server, HANGING.format(i)), range(4)))
     finally:
-        server.limits = serve.Limits(8.0, 2**30)
+        server.limits = serve.Limits(60.0, 2**30)
     said = sorted("two activations are being derived" in page for _, page in answers)
     assert said == [False, False, True, True] and {status for status, _ in answers} == {503}
 
