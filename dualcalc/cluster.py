@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -391,7 +392,8 @@ def write(
         _prepared.clear()
         if client is None:
             _prepared[job.hash] = work
-        done = _receive(store, part, _results(job, todo, client), todo, progress)
+        results = _results(job, todo, client)
+        done = _receive(store, part, _beside(results, store, part[1]) if many else results, todo, progress)
         _clean(store)
         if many:
             _await_others(store, part[1])
@@ -526,21 +528,38 @@ def _pulse(store: Store, part: tuple[int, int]) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def _await_others(store: Store, count: int) -> None:
-    """Until all tiles are there; ValueError when a process that still owes some gives no sign of life."""
+def _beside(receipts: Iterator[Receipt], store: Store, count: int) -> Iterator[Receipt]:
+    """These, as long as no other process is lost."""
     began = time.time()
-    while missing := store.config["tiles"] - len(store.receipts()):
-        for i in range(count):
-            try:
-                seen = (store.path / f"alive-{i}").stat().st_mtime
-            except FileNotFoundError:  # through, failed, or not there yet
-                seen = began
-            if time.time() - max(seen, began) > PATIENCE and missing == store.config["tiles"] - len(store.receipts()):
-                raise ValueError(
-                    f"process {i} of {count} gives no sign of life; {missing} of {store.config['tiles']} tiles are "
-                    f"missing in {store.path}. Run all processes again: they go on from there"
-                )
+    for receipt in receipts:
+        yield receipt
+        _look_for_others(store, count, began, absent=math.inf)
+
+
+def _await_others(store: Store, count: int) -> None:
+    """Until all tiles are there; ValueError when a process that may owe some gives no sign of life."""
+    began = time.time()
+    while store.config["tiles"] > len(store.receipts()):
+        _look_for_others(store, count, began, absent=began)
         time.sleep(PULSE / 4)
+
+
+def _look_for_others(store: Store, count: int, began: float, absent: float) -> None:
+    """ValueError where a process gave no sign of life for long; what is older than `began` is of an earlier run.
+
+    absent   when one was seen that has no sign: it failed, or is not there yet
+    """
+    for i in range(count):
+        try:
+            seen = max((store.path / f"alive-{i}").stat().st_mtime, began)
+        except FileNotFoundError:
+            seen = absent
+        missing = store.config["tiles"] - len(store.receipts())
+        if time.time() - seen > PATIENCE and missing:
+            raise ValueError(
+                f"process {i} of {count} gives no sign of life; {missing} of {store.config['tiles']} tiles are "
+                f"missing in {store.path}. Run all processes again: they go on from there"
+            )
 
 
 # Features -----------------------------------------------------------------------------------------------------------

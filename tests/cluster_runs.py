@@ -42,9 +42,13 @@ def distributed(path: str, n: str, tile: str, port: str, index: str, pause: str 
     """The same by two processes of jax.distributed."""
     import jax
 
-    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index), heartbeat_timeout_seconds=10)
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index))
     cluster.PATIENCE = 4.0
-    kernel(path, n, tile, "0", pause)
+    try:
+        kernel(path, n, tile, "0", pause)
+    except ValueError as error:
+        print(error, flush=True)
+        os._exit(1)  # at once: jax.distributed waits for lost processes for minutes
 
 
 if __name__ == "__main__":
