@@ -154,7 +154,10 @@ def collect(terms: list[Term]) -> list[Term]:
 
 def _real(coef: sp.Expr, head: sp.Expr) -> list[tuple[sp.Expr, sp.Expr]]:
     """c exp(x + i y) as Re(c) exp(x) cos(y) - Im(c) exp(x) sin(y): the conjugate pair supplies the other half."""
-    if not (isinstance(head, sp.exp) and head.has(sp.I)):
+    if not head.has(sp.I):  # coefficients of conjugate pairs meet in one head; their imaginary parts cancel
+        real = (term for term in sp.Add.make_args(sp.expand(coef)) if not term.has(sp.I))
+        return [(sp.Add(*real) if coef.has(sp.I) else coef, head)]
+    if not isinstance(head, sp.exp):
         return [(coef, head)]
     x, y = sp.expand(head.args[0]).as_real_imag()
     x, y = tidy(x), tidy(y)

@@ -191,7 +191,7 @@ def limited(seconds: float) -> Iterator[None]:
         raise Late
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)  # again, should a callback swallow it
     try:
         yield
     finally:
@@ -446,10 +446,14 @@ def mutants(seed: int, count: int) -> Outcome:
             made = verify.subject(entry)
             subjects[entry.id] = made, codegen.emit(made.dual, "numpy")
         made, source = subjects[entry.id]
-        start = min(source.index(f"def {name}(") for name in ("k11", "k00") if f"def {name}(" in source)
+        reached = ("k00",) if made.kdot is None else ("k11", "k00")  # where s jumps, nobody calls k11
+        start = min(source.index(f"def {name}(") for name in reached if f"def {name}(" in source)
         end = source.index("\ndef k(")
         kind, old, new = r.choice(CHANGES)
-        places = list(re.finditer(old, source[start:end]))
+        shapes = [
+            m.span() for m in re.finditer(r"filled\([^()]*\)", source[start:end])
+        ]  # of these only the shape counts
+        places = [m for m in re.finditer(old, source[start:end]) if not any(a <= m.start() < b for a, b in shapes)]
         if not places:
             continue
         place = r.choice(places)

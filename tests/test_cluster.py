@@ -251,7 +251,8 @@ def interrupted(path, n, tile, workers, kills, pause):
         os.kill(int(pids[0]), signal.SIGKILL)
         until(process, r"tile 6 of")
     for kill in range(kills):
-        until(process, rf"tile {2 + kill} of")
+        if kill or not workers:
+            until(process, rf"tile {2 + kill} of")
         process.kill()
         process.wait()
         process = start("kernel", path, n, tile, workers, pause if kill < kills - 1 else 0)

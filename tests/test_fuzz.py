@@ -5,8 +5,11 @@ import sys
 
 import numpy as np
 import pytest
+import sympy as sp
 
-from dualcalc.parsing import ParseError, parse_activation
+import dualcalc as dc
+from dualcalc import codegen
+from dualcalc.parsing import ParseError, parse_activation, t
 
 from . import fuzz
 
@@ -61,3 +64,14 @@ def test_doubtful_numbers_are_refused_without_a_warning():
     assert (done.returncode, done.stderr) == (0, "")
     with pytest.raises(ParseError):
         parse_activation("Phi0.5and")
+
+
+@pytest.mark.parametrize("text", ["(t**2 + 2*t**3/3)*cos(t - 2/3)", "t*sin(2*t + 1/5)"])
+def test_waves_with_a_phase_have_real_formulas(text):
+    """Imaginary parts of conjugate pairs, which cancel, stayed in the coefficient: TypeError where it was evaluated."""
+    k = dc.derive(text).k
+    assert not k.has(sp.I)
+    module = codegen.load(dc.emit(text, "numpy"), "numpy")
+    s = sp.lambdify(t, parse_activation(text))
+    made = fuzz.Piece(text, lambda x: (s(x), 0 * x))
+    assert float(module.k(0.4, 1.3, 0.7)) == pytest.approx(fuzz.expectation(made, made, 0.4, 1.3, 0.7)[0], rel=1e-9)
