@@ -414,7 +414,7 @@ def mathml(latex: str) -> Markup:
 class Katex:
     """LaTeX as HTML and MathML by KaTeX, in a process of node's; what is too long for it, by `mathml`.
 
-    KaTeX needs some 80 bytes for one of LaTeX, `mathml` 15.
+    KaTeX needs some 80 bytes for one of LaTeX, `mathml` 7.
     """
 
     def __init__(self, node: str):
