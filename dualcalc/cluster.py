@@ -124,20 +124,26 @@ class Store:
         upper = not c["symmetric"] or i <= j
         return ours and upper and len(checksums) == len(c["get"]) * len(self.places(i, j))
 
-    def read(self, name: str | None = None, verify: bool = True) -> np.ndarray:
-        """A finished kernel (the only one, if there is one) in memory; ValueError where tiles are missing or damaged.
+    def kernel(self, name: str | None = None, verify: bool = True) -> zarr.Array:
+        """A finished kernel (the only one, if there is one), on the disk; ValueError where tiles are missing or damaged.
 
         verify   compares every checksum with the bytes
         """
         names = self.config["get"]
         if name is None and len(names) > 1:
             raise ValueError(f"the store has {' and '.join(names)}; say which")
+        if name is not None and name not in names:
+            raise ValueError(f"{name!r} came; the store has {' and '.join(names)}")
         missing = self.config["tiles"] - len(self.receipts())
         if missing:
             raise ValueError(f"{self.path}: {missing} of {self.config['tiles']} tiles are missing; run `write` again")
         if verify and (damaged := _sound(self, list(self.receipts().values())).count(False)):
             raise ValueError(f"{self.path}: {damaged} of {self.config['tiles']} tiles are damaged; run `write` again")
-        return np.asarray(self.array(name or names[0])[:])
+        return self.array(name or names[0])
+
+    def read(self, name: str | None = None, verify: bool = True) -> np.ndarray:
+        """The same in memory."""
+        return np.asarray(self.kernel(name, verify)[:])
 
 
 def _checksum(values: np.ndarray) -> str:

@@ -155,14 +155,12 @@ def collect(terms: list[Term]) -> list[Term]:
 def _real(coef: sp.Expr, head: sp.Expr) -> list[tuple[sp.Expr, sp.Expr]]:
     """c exp(x + i y) as Re(c) exp(x) cos(y) - Im(c) exp(x) sin(y): the conjugate pair supplies the other half."""
     if not head.has(sp.I):  # coefficients of conjugate pairs meet in one head; their imaginary parts cancel
-        real = (term for term in sp.Add.make_args(sp.expand(coef)) if not term.has(sp.I))
-        return [(sp.Add(*real) if coef.has(sp.I) else coef, head)]
+        return [(parts(coef)[0] if coef.has(sp.I) else coef, head)]
     if not isinstance(head, sp.exp):
         return [(coef, head)]
-    x, y = sp.expand(head.args[0]).as_real_imag()
-    x, y = tidy(x), tidy(y)
+    x, y = map(tidy, parts(head.args[0]))
     sign = -1 if y.could_extract_minus_sign() else 1
-    re, im = sp.expand(coef).as_real_imag()
+    re, im = parts(coef)
     return [(re, sp.exp(x) * sp.cos(sign * y)), (-sign * im, sp.exp(x) * sp.sin(sign * y))]
 
 
@@ -370,11 +368,10 @@ def expect2(f: Block, g: Block) -> tuple[list[Term], Step]:
     e = (f.beta * mu[0] + g.beta * mu[1]) / 2
     children = []
     if f.alpha != 0 or g.alpha != 0:
-        children.append(
-            _step("Tilt", f"alpha = ({f.alpha}, {g.alpha}), det = {tidy(det)}", rf"\det D = {sp.latex(tidy(det))}")
-        )
+        text = f"alpha = ({f.alpha}, {g.alpha}), det = %s"
+        children.append(Step("Tilt", text, r"\det D = %s", (), (tidy(det),)))
     if f.beta != 0 or g.beta != 0:
-        children.append(_step("Shift", f"beta = ({f.beta}, {g.beta}), exponent {tidy(e)}", sp.latex(tidy(e))))
+        children.append(Step("Shift", f"beta = ({f.beta}, {g.beta}), exponent %s", "%s", (), (tidy(e),)))
     if f.gate is None and g.gate is None:
         children.append(_step("Wick", f"polynomials of degree {len(f.poly) - 1} and {len(g.poly) - 1}", ""))
         terms = _wick_terms(f, g, det, (L11, L12, L22), sp.exp(tidy(e)))

@@ -8,7 +8,10 @@ factor, or makes one shorter.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache, reduce
+from math import comb
+from typing import Any
 
 import flint
 import sympy as sp
@@ -84,13 +87,14 @@ def _polynomials(expr: sp.Expr):
     return n, d, symbols, {v: k for k, v in frozen.items()}
 
 
-def _expression(p, symbols) -> sp.Expr:
-    return sp.Add(
-        *(
-            sp.Mul(sp.Rational(int(c.p), int(c.q)), *(s**n for s, n in zip(symbols, exponents, strict=True)))
-            for exponents, c in p.to_dict().items()
-        )
-    )
+def _expression(terms: Mapping[tuple, Any], symbols) -> sp.Expr:
+    """Of {exponents: coefficient}."""
+    return sp.Add(*(_product(c, exponents, symbols) for exponents, c in terms.items()))
+
+
+def _product(c, exponents, factors) -> sp.Expr:
+    powers = (x ** int(n) for x, n in zip(factors, exponents, strict=True) if n)
+    return sp.Mul(sp.Rational(int(c.p), int(c.q)), *powers)
 
 
 def _factors(p, symbols) -> tuple[sp.Expr, list[tuple[sp.Expr, int]]]:
@@ -98,24 +102,39 @@ def _factors(p, symbols) -> tuple[sp.Expr, list[tuple[sp.Expr, int]]]:
     constant, factors = p.factor()
     number, out = sp.Rational(int(constant.p), int(constant.q)), []
     for f, n in factors:
-        e = _expression(f, symbols)
-        if e == SUBTRACTED or e == -SUBTRACTED:
-            number *= (1 if e == SUBTRACTED else -1) ** n
-            out.append((Delta, int(n)))
-        else:
-            out.append((_delta_form(e), int(n)))
+        e = _delta_form(f, symbols)
+        if e == -Delta:
+            number, e = number * (-1) ** n, Delta
+        out.append((e, int(n)))
     return number, out
 
 
-def _delta_form(factor: sp.Expr) -> sp.Expr:
+def _delta_form(factor, symbols) -> sp.Expr:
     """A polynomial factor with q12^2 = q11 q22 - Delta used where that leaves fewer minus signs, or fewer terms."""
-    if not factor.has(q12) or len(factor.args) > 30:
-        return factor
-    even_odd = [sp.Integer(0), sp.Integer(0)]
-    for c, n in (x.as_coeff_exponent(q12) for x in sp.Add.make_args(factor)):
-        even_odd[n % 2] += c * (q11 * q22 - Delta) ** (n // 2)
-    reduced = sp.expand(even_odd[0] + q12 * even_odd[1])
-    return reduced if ugliness(reduced) < ugliness(factor) else factor
+    own = {tuple(map(int, powers)): c for powers, c in factor.to_dict().items()}
+    at = symbols.index(q12)
+    if len(own) > 30 or not any(powers[at] > 1 for powers in own):
+        return _expression(own, symbols)
+    where = [symbols.index(q) if q in symbols else None for q in (q11, q22)]
+    if None in where:
+        return _expression(own, symbols)
+    reduced: dict[tuple[int, ...], Any] = {}  # with the power of Delta last
+    for powers, c in own.items():
+        half, odd = divmod(powers[at], 2)
+        for k in range(half + 1):  # of (q11 q22 - Delta)^half
+            new = [*powers, k]
+            new[at] = odd
+            for i in where:
+                new[i] += half - k
+            reduced[tuple(new)] = reduced.get(tuple(new), 0) + c * (comb(half, k) * (-1) ** k)
+    reduced = {powers: c for powers, c in reduced.items() if c != 0}
+    if (_minus_signs(reduced), len(reduced)) < (_minus_signs(own), len(own)):
+        return _expression(reduced, [*symbols, Delta])
+    return _expression(own, symbols)
+
+
+def _minus_signs(terms: dict) -> int:
+    return sum(c < 0 for c in terms.values())
 
 
 def ugliness(e: sp.Expr) -> tuple[int, int]:
@@ -194,11 +213,45 @@ def horner(terms: dict, values) -> sp.Expr:
     return out * x**last
 
 
-def parts(polynomial: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-    """Real and imaginary part of a polynomial in real symbols, Delta among them, with complex coefficients."""
-    e = sp.expand(polynomial)
-    imaginary = e.coeff(sp.I)
-    return sp.expand(e - sp.I * imaginary), imaginary
+def parts(expr: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
+    """Real and imaginary part of a complex sum of products in real symbols, Delta among them, multiplied out.
+
+    As SymPy's `expand` would, which takes a hundred times as long; denominators and functions stay as they are."""
+    atoms = list(dict.fromkeys(_atoms(expr)))
+    split = {a: a.as_real_imag() for a in atoms if a != sp.I and a.has(sp.I)}
+    if split:
+        return parts(expr.xreplace({a: x + sp.I * y for a, (x, y) in split.items()}))
+    atoms = [sp.I, *(a for a in atoms if a != sp.I)]
+    context = flint.fmpq_mpoly_ctx.get([f"x{i}" for i in range(len(atoms))], flint.Ordering.lex)
+    gens = dict(zip(atoms, context.gens(), strict=True)) | {None: context.constant(1)}
+    product = divmod(_multiplied(expr, gens), gens[sp.I] ** 2 + 1)[1]
+    sides: tuple[list[sp.Expr], list[sp.Expr]] = ([], [])
+    for (i, *powers), c in product.to_dict().items():
+        sides[i].append(_product(c, powers, atoms[1:]))
+    return sp.Add(*sides[0]), sp.Add(*sides[1])
+
+
+def _atoms(e: sp.Expr) -> Iterator[sp.Expr]:
+    """What sums, products and positive powers are made of, but for numbers."""
+    if e.is_Add or e.is_Mul:
+        for a in e.args:
+            yield from _atoms(a)
+    elif e.is_Pow and e.args[1].is_Integer:
+        yield from _atoms(e.args[0]) if e.args[1] > 0 else (1 / e.args[0],)
+    elif not e.is_Rational:
+        yield e
+
+
+def _multiplied(e: sp.Expr, gens):
+    """The FLINT polynomial in the `_atoms`."""
+    if e.is_Rational:
+        return gens[None] * flint.fmpq(int(e.p), int(e.q))
+    if e.is_Add or e.is_Mul:
+        return reduce(operator.add if e.is_Add else operator.mul, (_multiplied(a, gens) for a in e.args))
+    if e.is_Pow and e.args[1].is_Integer:
+        x, n = e.args
+        return _multiplied(x, gens) ** int(n) if n > 0 else gens[1 / x] ** -int(n)
+    return gens[e]
 
 
 # ---- power series in the cosine -------------------------------------------------------------------------------------

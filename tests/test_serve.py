@@ -19,7 +19,7 @@ from dualcalc.cli import main
 from .test_parsing import HOSTILE
 from .test_site import Page
 
-HANGING = "(t + {}/101)**20*Heaviside(t)"  # minutes each
+HANGING = "(t + ({} + 1)/1009)**20*Heaviside(t)"  # minutes each
 linux = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads /proc")
 
 
