@@ -125,7 +125,7 @@ class Store:
         return ours and upper and len(checksums) == len(c["get"]) * len(self.places(i, j))
 
     def kernel(self, name: str | None = None, verify: bool = True) -> zarr.Array:
-        """A finished kernel (the only one, if there is one), on the disk; ValueError where tiles are missing or damaged.
+        """A finished kernel (the only one, if there is one) on the disk; ValueError where tiles are missing or damaged.
 
         verify   compares every checksum with the bytes
         """

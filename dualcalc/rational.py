@@ -113,10 +113,7 @@ def _delta_form(factor, symbols) -> sp.Expr:
     """A polynomial factor with q12^2 = q11 q22 - Delta used where that leaves fewer minus signs, or fewer terms."""
     own = {tuple(map(int, powers)): c for powers, c in factor.to_dict().items()}
     at = symbols.index(q12)
-    if len(own) > 30 or not any(powers[at] > 1 for powers in own):
-        return _expression(own, symbols)
-    where = [symbols.index(q) if q in symbols else None for q in (q11, q22)]
-    if None in where:
+    if len(own) > 30 or not any(powers[at] > 1 for powers in own) or not {q11, q22} <= set(symbols):
         return _expression(own, symbols)
     reduced: dict[tuple[int, ...], Any] = {}  # with the power of Delta last
     for powers, c in own.items():
@@ -124,8 +121,8 @@ def _delta_form(factor, symbols) -> sp.Expr:
         for k in range(half + 1):  # of (q11 q22 - Delta)^half
             new = [*powers, k]
             new[at] = odd
-            for i in where:
-                new[i] += half - k
+            for q in (q11, q22):
+                new[symbols.index(q)] += half - k
             reduced[tuple(new)] = reduced.get(tuple(new), 0) + c * (comb(half, k) * (-1) ** k)
     reduced = {powers: c for powers, c in reduced.items() if c != 0}
     if (_minus_signs(reduced), len(reduced)) < (_minus_signs(own), len(own)):

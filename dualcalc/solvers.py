@@ -198,8 +198,8 @@ def _factor_array(
     if scratch is None or band < 1:
         least = 8 * n * (n + 3 * min(BAND, n)) if scratch is None else 4 * 8 * n
         raise ValueError(
-            f"the factor of {n} rows needs {least / 1e9:.3g} GB, memory is {memory / 1e9:.3g} GB; give as much, a folder "
-            "`scratch` for a factor on the disk, or method='cg'"
+            f"the factor of {n} rows needs {least / 1e9:.3g} GB, memory is {memory / 1e9:.3g} GB; give as much, a "
+            "folder `scratch` for a factor on the disk, or method='cg'"
         )
     try:
         free = shutil.disk_usage(scratch).free

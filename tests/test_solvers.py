@@ -1,4 +1,4 @@
-"""Coefficients from matrices on the disk: by blocks and by steps, against LAPACK and SciPy, within memory, with reports."""
+"""Coefficients from matrices on the disk, by blocks and by steps, against LAPACK and SciPy; within memory."""
 
 import re
 
@@ -93,7 +93,7 @@ def test_one_target_keeps_its_shape_and_zero_is_solved_by_zero(K, Y, truth):
 
 @pytest.mark.parametrize("method", ["cholesky", "cg"])
 def test_float32_and_memory_maps(Y, truth, method, tmp_path):
-    """What a float32 matrix says is solved in float64: the residual is as small, the coefficients those of its entries."""
+    """A float32 matrix is solved in float64: the residual is as small, the coefficients those of its entries."""
     K = gram(dtype=np.float32)
     np.save(tmp_path / "K.npy", K)
     found = solve(np.load(tmp_path / "K.npy", mmap_mode="r"), Y, RIDGE, method=method, tol=1e-9)
