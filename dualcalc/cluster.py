@@ -296,7 +296,6 @@ def local(workers: int | None = None, *, x64: bool | None = None, memory: str | 
     import dask
     from distributed import Client, LocalCluster
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     bits = _wide() if x64 is None else x64
     flags = " ".join(filter(None, [os.environ.get("XLA_FLAGS"), ENVIRONMENT["XLA_FLAGS"]]))
     env = {**ENVIRONMENT, "XLA_FLAGS": flags, "JAX_ENABLE_X64": str(int(bits))}
@@ -305,7 +304,12 @@ def local(workers: int | None = None, *, x64: bool | None = None, memory: str | 
         "distributed.nanny.pre-spawn-environ": env,
         "distributed.scheduler.allowed-failures": 10,
     }
-    options = {"n_workers": workers or cores, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
+    options = {
+        "n_workers": workers or gram.cores(),
+        "threads_per_worker": 1,
+        "processes": True,
+        "dashboard_address": ":0",
+    }
     kept = {name: os.environ.get(name) for name in (*env, *LEFT)}
     try:
         with (

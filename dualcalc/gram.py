@@ -114,8 +114,8 @@ class Plan:
         lines = [
             f"{self.n} x {self.m} pairs, {kind}, {self.kernels} kernel(s) of {self.dtype}",
             f"tiles     {self.tiles} of {self.tile[0]} x {self.tile[1]} on {len(self.devices)} device(s): {platforms}",
-            f"output    {_size(self.output_bytes)} in {where}",
-            f"working   {_size(self.working_bytes)} per device",
+            f"output    {readable(self.output_bytes)} in {where}",
+            f"working   {readable(self.working_bytes)} per device",
         ]
         lines += [] if self.flops is None else [f"work      {self.flops:.3g} flops"]
         lines += (
@@ -167,9 +167,9 @@ def plan(
         most = 2 * memory / (block_cost + math.sqrt(block_cost**2 + 4 * tile_cost * memory))
         if most < 1:
             raise ValueError(
-                f"memory = {_size(memory)} is too small for one pair: {bytes_per_point} bytes per point and {per_pair} "
-                f"per pair need {_size(math.ceil(tile_cost + block_cost))}. Give more memory, or a function of pairs "
-                "that holds less"
+                f"memory = {readable(memory)} is too small for one pair: {bytes_per_point} bytes per point and "
+                f"{per_pair} per pair need {readable(math.ceil(tile_cost + block_cost))}. Give more memory, or a "
+                "function of pairs that holds less"
             )
         most = min(int(most), int(LARGEST.get(devices[0].platform, 4096) * math.sqrt(len(devices))))
         sizes = _even(n, most), _even(m, most)
@@ -201,6 +201,11 @@ def calibrate(plan: Plan, pairs: Callable, rows: Any, columns: Any = None, marks
     return replace(plan, pairs_per_second=size / seconds, flops_per_pair=counted.get("flops", 0) / size or None)
 
 
+def cores() -> int:
+    """Of this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _even(count: int, most: int) -> int:
     """The size of equal tiles that cover `count` points, a multiple of 8 where `most` allows, so that little is filled
     up."""
@@ -209,7 +214,8 @@ def _even(count: int, most: int) -> int:
     return min(-(-size // step) * step, count)
 
 
-def _size(count: float) -> str:
+def readable(count: float) -> str:
+    """Bytes in words."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -537,8 +543,8 @@ def _refusal(paths: tuple[Path, ...], size: int) -> str:
             old = [str(p) for path in group for p in path.parent.glob(f".{path.name}.partial-*")]
             hint = f" (left by runs that were killed or still at it: {', '.join(old)})" if old else ""
             return (
-                f"{', '.join(map(str, group))} would take {_size(needed)}, but the disk has {_size(free)} free{hint}. "
-                "Make room, choose another folder, or take float32 or fewer points"
+                f"{', '.join(map(str, group))} would take {readable(needed)}, but the disk has {readable(free)} "
+                f"free{hint}. Make room, choose another folder, or take float32 or fewer points"
             )
     return ""
 

@@ -15,6 +15,7 @@ from dualcalc.layers import Activation, Dense, Dropout, Identity, LayerNorm, Sca
 from dualcalc.networks import FanInSum, FanOut, Network, Parallel, Residual, parallel, repeat, serial
 
 from .test_finite import deviations
+from .tiers import thinned
 
 DATA = json.loads((Path(__file__).parent / "data" / "networks.json").read_text())
 INPUTS = {name: np.array(values) for name, values in DATA["inputs"].items()}
@@ -44,8 +45,12 @@ def data(name, dtype=np.float64):
     return [INPUTS["I" * images + side].astype(dtype) for side in "XY"]
 
 
-@pytest.mark.parametrize("dtype, bound", [(np.float64, 1e-13), (np.float32, 2e-6)])
-@pytest.mark.parametrize("name", RECORDED)
+SINGLE = [(name, np.float32, 2e-6) for name in RECORDED]
+
+
+@pytest.mark.parametrize(
+    "name, dtype, bound", thinned([*((name, np.float64, 1e-13) for name in RECORDED), *SINGLE], SINGLE[:-2])
+)
 def test_recorded(name, dtype, bound):
     X, Y = data(name, dtype)
     n, record = len(X), DATA["networks"][name]
@@ -239,7 +244,7 @@ CASES = {
         RELU_AFTER, Dropout(0.2), GlobalAvgPool(), Dense(),
     ),
 }  # fmt: skip
-SLOW = {"strides of pools", "repeated", "standard"}
+SLOW = {"strides of pools", "repeated", "standard", "dense, norm, branches"}
 """Cases whose sampled networks take long to compile, of layers that other cases have."""
 
 
@@ -253,12 +258,12 @@ def disagreement(net, X):
     return max(errors)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", thinned(CASES, {"strides of pools", "repeated"}))
 def test_loops_over_pixels(name):
     assert disagreement(CASES[name](), IMAGES) <= 1e-13
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES])
+@pytest.mark.parametrize("name", thinned(CASES, SLOW))
 def test_finite_networks(name):
     net = CASES[name]()
     if name == "dropout":

@@ -239,11 +239,11 @@ def test_a_hundred_that_hang(server):
     derive(server, "t*Phi(t)")
     gc.collect()
     before, held = set(family()), memory(os.getpid())
-    server.limits = serve.Limits(0.25, 2**30)
+    server.limits = serve.Limits(0.1, 2**30)
     try:
         for i in range(100):
             status, page = derive(server, HANGING.format(i))
-            assert status == 503 and "no answer within 0.25 s" in page
+            assert status == 503 and "no answer within 0.1 s" in page
     finally:
         server.limits = serve.Limits(60.0, 2**30)
     assert derive(server, "t*Phi(t)")[0] == 200
