@@ -129,15 +129,13 @@ def _polynomials(layer: Activation, dtype, ntk: bool) -> Polynomials | None:
     activations that are not homogeneous."""
     if dtype != np.float32 or not layer.homogeneity(1):
         return None
-    sides = []
-    for count in (NODES, 2 * NODES):
-        y = np.cos(np.pi * (2 * np.arange(count) + 1) / (2 * count))
-        sides.append((y, np.stack([1 - ((y + 1) / 2) ** 2, ((y + 1) / 2) ** 2 - 1])))
+    y, between = (np.cos(np.pi * (2 * np.arange(count) + 1) / (2 * count)) for count in (NODES, 2 * NODES))
+    both = ((np.append(y, between) + 1) / 2) ** 2
+    c = np.stack([1 - both, both - 1])
 
     def fitted(f: Callable) -> Array | None:
-        (y, values), (between, exact) = (
-            (y, np.asarray(f(c, np.ones_like(c), np.ones_like(c), **layer.arguments))) for y, c in sides
-        )
+        found = np.asarray(f(c, np.ones_like(c), np.ones_like(c), **layer.arguments))  # of one shape: compiled once
+        values, exact = np.split(found, [NODES], axis=1)
         rows = [chebyshev.chebfit(y, v, NODES - 1) for v in values]
         errors = [chebyshev.chebval(between, row) - v for row, v in zip(rows, exact, strict=True)]
         if not np.abs(errors).max() <= 4 * np.finfo(np.float32).eps * np.abs(exact).max():
@@ -244,6 +242,7 @@ def _fresh(phi: Array, psi: Array | None = None) -> Signal:
     return (Part(phi, one, None),) if psi is None else (Part(phi, one, None), Part(psi, None, one))
 
 
+@partial(jax.jit, static_argnames="ntk")
 def _exact(layer: Activation, signal: Signal, ntk: bool) -> list[Array]:
     """k(q, q, q) and, for the NTK, Theta kdot(q, q, q) of the pixels, (n, height, width, 1)."""
     theta = _sum((part.theta for part in signal), (part.square() for part in signal)) if ntk else None

@@ -727,11 +727,13 @@ def _whole(network: Network, names, rows, columns, ends) -> tuple[Array, ...]:
 
 
 def _traced(tree) -> bool:
-    """Whether JAX is tracing some of it."""
+    """Whether JAX is tracing some of it, or whatever is computed here. Nothing is compiled for its shapes."""
     try:
+        np.asarray(jnp.zeros(()))
         for leaf in jax.tree.leaves(tree):
-            np.asarray(jnp.ravel(leaf)[:1])
-    except jax.errors.TracerArrayConversionError:
+            if isinstance(leaf, jax.Array):
+                leaf.devices()
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError):
         return True
     return False
 
@@ -792,6 +794,13 @@ def _tolerance(tol) -> float | None:
     return number
 
 
+@jax.jit
+def _not_finite(rows: Array) -> tuple[Array, Array]:
+    """Which rows are not finite, (n,), and whether any is."""
+    bad = ~jnp.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+    return bad, bad.any()
+
+
 def _points(data, name: str) -> Array:
     """Finite floats (at least float32): vectors (n, d) or images (n, height, width, channels)."""
     try:
@@ -813,8 +822,8 @@ def _points(data, name: str) -> Array:
         rows = rows.astype(jnp.zeros(()).dtype)
     elif jnp.finfo(rows.dtype).bits < 32:
         rows = rows.astype(jnp.float32)
-    bad = ~jnp.isfinite(rows).reshape(len(rows), -1).all(axis=1)
-    if known_true(bad.any()):
+    bad, some = _not_finite(rows)
+    if known_true(some):
         row = int(jnp.argmax(bad))
         raise ValueError(
             f"row {row} of {name} has a NaN or an infinite entry (in {rows.dtype}); drop or mend such rows"

@@ -38,7 +38,7 @@ ONE_NORM = 1e-4
 # ---- the result -----------------------------------------------------------------------------------------------------
 
 
-@pytree(leaves=("table", "at_zero"), static=("power", "norms", "truncation", "residual"))
+@pytree(leaves=("table", "at_zero", "norms", "truncation", "residual"), static=("power",))
 @dataclass(frozen=True, eq=False)
 class Series:
     """K(a, b, c) = sum_j V_j(a).V_j(b) c^j, j = 0..p, V_j(a) in R^r.
@@ -89,14 +89,20 @@ class Series:
 
     def kernel(self, a, b, c) -> np.ndarray:
         """The truncated series at norms and cosines (n,)."""
-        left, right = (np.asarray(self(jnp.asarray(x, float)), float) for x in (a, b))
+        left, right = (np.asarray(evaluated(self, jnp.asarray(x, float)), float) for x in (a, b))
         powers = np.asarray(c, float)[:, None] ** np.arange(self.degree + 1)
         return np.einsum("njr,njr,nj->n", left, right, powers)
 
 
-def _coordinate(norms: tuple[float, float], a):
+@jax.jit
+def evaluated(found: Series, a: Array) -> Array:
+    """V at norms: compiled once for all series of these shapes, and in one piece."""
+    return found(a)
+
+
+def _coordinate(norms: tuple[Any, Any], a):
     """log a over the range, from -1 to 1."""
-    low, high = map(float, np.log(norms))
+    low, high = (jnp.log(norm) for norm in norms)
     return (2 * jnp.log(a) - (low + high)) / (high - low)
 
 
@@ -293,7 +299,7 @@ def _factors(samples: Samples, degree: int, count: int, tol: float) -> tuple[np.
 
 def _residual(found: Series, check: Samples) -> float:
     with _double():
-        V = np.asarray(found(jnp.asarray(check.a)))
+        V = np.asarray(evaluated(found, jnp.asarray(check.a)))
     missed = check.G[: found.degree + 1] - np.einsum("njr,mjr->jnm", V, V)
     return float((np.abs(missed).sum(axis=0) / (check.scale[:, None] * check.scale[None, :])).max())
 

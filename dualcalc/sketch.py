@@ -22,7 +22,7 @@ from scipy.linalg import hadamard
 
 from .layers import pytree
 from .networks import Network, _points, _traced
-from .series import ONE_NORM, TOL, Series, series
+from .series import ONE_NORM, TOL, Series, evaluated, series
 
 MARGIN = 1.25
 """The range of norms is wider than that of the data by this factor on either side."""
@@ -38,8 +38,8 @@ LARGEST = 1024  # size of a Hadamard matrix
 
 
 @pytree(
-    leaves=("series", "centre", "projections"),
-    static=("method", "d", "exact", "sketched", "components", "loss", "normalize"),
+    leaves=("series", "centre", "projections", "loss"),
+    static=("method", "d", "exact", "sketched", "components", "normalize"),
 )
 @dataclass(frozen=True, eq=False, repr=False)
 class FeatureMap:
@@ -206,7 +206,7 @@ def _centre(found: Series, a: np.ndarray, x: np.ndarray, tol: float, most: int) 
     direction = mean / length if length > 0 else mean
     along = x @ direction
     across = np.sqrt(np.maximum(np.einsum("nd,nd->n", x, x) - along**2, 0))
-    V = np.asarray(found(jnp.asarray(a)), float)
+    V = np.asarray(evaluated(found, jnp.asarray(a)), float)
     size = np.einsum("njr,njr->n", V, V)
     V, count = V / np.sqrt(np.where(size > 0, size, 1))[:, None, None], found.degree + 1
     vectors, masses, roots = [], [], []
@@ -539,7 +539,7 @@ def _masses(found: Series, first: int) -> np.ndarray:
     """Largest share of K(x, x) of each component (j, r), (p + 1, r); 0 below degree `first`."""
     low, high = found.norms
     a = np.geomspace(low, high, 33) if found.power == 0 and low > 0 else np.ones(1)
-    squares = np.square(np.asarray(found(jnp.asarray(a)), float))
+    squares = np.square(np.asarray(evaluated(found, jnp.asarray(a)), float))
     total = squares.sum(axis=(1, 2), keepdims=True)
     shares = (squares / np.where(total > 0, total, 1)).max(axis=0)
     return np.where(np.arange(len(shares))[:, None] >= first, shares, 0.0)
