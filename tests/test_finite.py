@@ -52,14 +52,19 @@ def test_by_hand():
     net, width, samples = serial(Dense(1.4, 0.2), RELU, Dense(1.1, 0.3)), 8, 3
     estimate = monte_carlo(net, X, get=BOTH, key=KEY, width=width, samples=samples)
     nngp, ntk = [], []
-    for key in jax.random.split(KEY, samples):
+
+    @jax.jit
+    def drawn(key):
         for_weights, for_outputs = jax.random.split(key)
-        ((W, b), _, (V, c)) = jax.tree.map(np.asarray, net.init(for_weights, (4,), width)[1])
+        chosen = jax.random.choice(for_outputs, width, (4,), replace=False)
+        return net.init(for_weights, (4,), width)[1], chosen
+
+    for key in jax.random.split(KEY, samples):
+        ((W, b), _, (V, c)), chosen = jax.tree.map(np.asarray, drawn(key))
         u = 1.4 / 2 * X @ W + 0.2 * b
         h, step = np.maximum(u, 0), u > 0
         f = 1.1 / np.sqrt(width) * h @ V + 0.3 * c
         nngp.append(f @ f.T / width)
-        chosen = jax.random.choice(for_outputs, width, (4,), replace=False)
         last = 1.1**2 * h @ h.T / width + 0.3**2
         first = [(step * V[:, j]) @ (step * V[:, j]).T * 1.1**2 / width for j in chosen]
         ntk.append(last + np.mean(first, axis=0) * (1.4**2 / 4 * X @ X.T + 0.2**2))

@@ -56,8 +56,17 @@ def misses(net, found, get):
     return np.abs(found.kernel(a, b, c) - K) / size
 
 
-@pytest.mark.parametrize("get", ["nngp", "ntk"])
-@pytest.mark.parametrize("name", [*NETWORKS, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+FAST = {("gelu", "ntk"), ("normalized gaussian", "nngp"), ("branches", "ntk")}
+
+
+@pytest.mark.parametrize(
+    "name, get",
+    [
+        pytest.param(n, get, marks=() if (n, get) in FAST else pytest.mark.slow)
+        for n in NETWORKS | SLOW
+        for get in ("nngp", "ntk")
+    ],
+)
 def test_series_is_the_kernel_within_its_error(name, get):
     net = (NETWORKS | SLOW)[name]
     found = series(net, (0.5, 2.0), get)

@@ -47,7 +47,10 @@ def test_phase_of_relu_by_hand():
     assert tools.phase("relu", 2.0, 0.1).name == "diverging"
 
 
-@pytest.mark.parametrize("name, W_std, b_std", [("erf", 2.0, 0.1), ("sin", 1.6, 0.2), ("gelu", 1.5, 0.1)])
+@pytest.mark.parametrize(
+    "name, W_std, b_std",
+    [("erf", 2.0, 0.1), *(pytest.param(*x, marks=pytest.mark.slow) for x in (("sin", 1.6, 0.2), ("gelu", 1.5, 0.1)))],
+)
 def test_phase_is_where_a_deep_network_ends(name, W_std, b_std):
     """Sixty layers of the kernel itself, from q = 1 and c = 0.6."""
     found = tools.phase(name, W_std, b_std)
