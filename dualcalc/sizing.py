@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
@@ -61,6 +61,12 @@ class KernelEstimate:
     def step_seconds(self) -> float:
         return self.plan.output_bytes / self.plan.kernels / 2 / self.disk
 
+    def figures(self) -> dict[str, Any]:
+        """What it says, as numbers."""
+        names = ("workers", "core_seconds", "seconds", "cholesky_bytes", "cholesky_core_seconds", "step_seconds")
+        counted = {name: getattr(self.plan, name) for name in ("n", "tile", "tiles", "output_bytes", "working_bytes")}
+        return counted | {name: getattr(self, name) for name in names}
+
     def __str__(self) -> str:
         plan, down = self.plan, self.plan.grid[0]
         bound = "the disk" if self.seconds > self.core_seconds / self.workers else "the workers"
@@ -103,6 +109,10 @@ class MomentsEstimate:
     @property
     def seconds(self) -> float:
         return self.core_seconds / min(self.workers, self.tasks)
+
+    def figures(self) -> dict[str, Any]:
+        """What it says, as numbers."""
+        return asdict(self) | {"seconds": self.seconds}
 
     def __str__(self) -> str:
         return "\n".join(

@@ -296,7 +296,7 @@ def _descend(times, Y, precondition, a, tol: float, most: int, history: list[flo
     """Conjugate gradients for all targets in step, since a step reads the whole matrix; restarted where the residual
     that it carries along has reached `tol`, and the true one has not."""
     sizes = np.linalg.norm(Y, axis=0)
-    reached = math.inf
+    reached, least = math.inf, max(tol, 2.0**-55)  # below that a step changes nothing
     for _ in range(RESTARTS):
         r = Y - times(a) if a.any() else Y.copy()
         before, reached = reached, _relative(r, Y)
@@ -308,9 +308,9 @@ def _descend(times, Y, precondition, a, tol: float, most: int, history: list[flo
             history.append(_relative(r, Y))
             if progress:
                 progress("steps", len(history) - 1, most)
-            if history[-1] <= tol or len(history) > most:
+            if history[-1] <= least or len(history) > most:
                 break
-            active = np.linalg.norm(r, axis=0) > tol * sizes
+            active = np.linalg.norm(r, axis=0) > least * sizes
             Kp = times(p)
             curvature = np.einsum("nt,nt->t", p, Kp)
             if (curvature[active] <= 0).any():

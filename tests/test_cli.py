@@ -409,6 +409,44 @@ def test_kernel_plan(data):
     run("kernel", "dense relu dense", "--data", data / "X.npy", code=2)
 
 
+def test_estimates_for_clusters(data):
+    text = ("dense relu dense", "--data", data / "X.npy", "--plan", "--rows", "1000000")
+    said = run("kernel", *text, "--workers", "64").stdout
+    assert said.startswith("1,000,000 x 1,000,000 pairs, 1 kernel(s) of float64, on 64 workers") and "ridge" in said
+    assert json.loads(run("kernel", *text, "--json").stdout)["output_bytes"] == 8 * 10**12
+    options = ("--method", "nystrom", "--components", "4", "--workers", "8", "--json")
+    assert json.loads(run("features", *text, *options).stdout) | {"count": 10**6, "workers": 8, "columns": 4}
+    run("kernel", *text, "--data2", data / "Y.npy", code=2)
+    for command in ("kernel", "features"):
+        refused = run(command, *text[:3], "--rows", "10", "-o", data / "K.npy", code=2)
+        assert "--rows is for --plan" in refused.stderr
+
+
+@pytest.mark.parametrize("method", ["cholesky", "cg"])
+def test_solve(data, method):
+    """Of a store and of a file; what does not converge is written, and its exit code is 1."""
+    pytest.importorskip("zarr")
+    net, options = "dense(1.5,0.1) relu dense", ("--ridge", "0.1", "--targets", data / "X.npy", "--method", method)
+    for name in ("K.npy", "K.zarr"):
+        run("kernel", net, "--data", data / "X.npy", "-o", data / name)
+        out = data / f"{name}.npy"
+        said = run("solve", data / name, *options, "-o", out).stdout
+        assert said.startswith(f"wrote {out}: 6 x 4 coefficients\nconverged: relative residual ")
+    K, Y = np.load(data / "K.npy"), np.load(data / "X.npy")
+    assert np.allclose((K + 0.1 * np.eye(6)) @ np.load(data / "K.zarr.npy"), Y, atol=1e-7)
+    refused = run("solve", data / "K.npy", *options, "-o", data / "b.npy", "--tol", "0", "--json", code=1)
+    assert not json.loads(refused.stdout)["converged"] and f"--guess {data / 'b.npy'}" in refused.stderr
+    run("solve", data / "K.npy", *options, "--guess", data / "b.npy", "-o", data / "c.npy")
+    for bad in (
+        ("X.npy",),
+        ("no.npy",),
+        ("K.zarr", "--get", "nngp"),
+        ("K.npy", "--memory", "1e-7", "--method", "cholesky"),
+    ):
+        run("solve", data / bad[0], *options, *bad[1:], "-o", data / "d.npy", code=2)
+    assert not (data / "d.npy").exists()
+
+
 def test_kernel_without_closed_form(data):
     args = ("kernel", "dense tanh", "--get", "nngp", "--data", data / "X.npy", "--force", "-o", data / "K.npy")
     run(*args, "--tol", "1e-4", "--norms", "0.1", "4")

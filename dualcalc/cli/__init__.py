@@ -1,5 +1,5 @@
 """The command line: `dualcalc derive | compile | hermite | bound | plot | phase | compare | nearest | doctor | kernel |
-features | catalog`.
+solve | features | catalog`.
 
 In a terminal it prints tables, trees and formulas in two dimensions; in a pipe plain text; with `--json` one JSON
 document. Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 a check failed, 2 bad input, 3 no
@@ -14,7 +14,7 @@ import click
 from .console import CATALOG
 from .entries import group as catalog
 from .formulas import bound, compile_, derive, hermite, plot
-from .kernels import features, kernel
+from .kernels import features, kernel, solve
 from .questions import compare, doctor, nearest, phase
 
 
@@ -29,5 +29,7 @@ def main() -> None:
     """
 
 
-for command in (derive, compile_, hermite, bound, plot, phase, compare, nearest, doctor, kernel, features, catalog):
+for command in (
+    derive, compile_, hermite, bound, plot, phase, compare, nearest, doctor, kernel, solve, features, catalog
+):  # fmt: skip
     main.add_command(command)

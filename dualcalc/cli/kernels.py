@@ -1,4 +1,4 @@
-"""The commands that compute with data: kernel, features."""
+"""The commands that compute with data: kernel, solve, features."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 
 from .console import (
     CATALOG,
+    FAILED,
     FORCE,
     JSON,
     NORMS,
@@ -26,7 +27,7 @@ from .console import (
     working,
     write_file,
 )
-from .network_text import build_network, read_inputs, read_network
+from .network_text import build_network, read_array, read_inputs, read_network
 
 
 def _part(context: Any, option: Any, text: str | None) -> tuple[int, int] | None:
@@ -68,6 +69,22 @@ def _store(
         return cluster.write(net, X, output, Y, get, client=client, part=part)
 
 
+ROWS = click.option("--rows", type=click.IntRange(1), help="With --plan: estimate for so many rows, on --workers.")
+
+
+def _check_rows(plan: bool, rows: int | None) -> None:
+    if rows is not None and not plan:
+        raise click.UsageError("--rows is for --plan; without it the rows are those of --data")
+
+
+def _say(estimate: Any, as_json: bool) -> None:
+    """An estimate for a cluster."""
+    if as_json:
+        print_json(estimate.figures())
+    else:
+        click.echo(estimate)
+
+
 @click.command()
 @click.argument("network")
 @click.option("--data", type=PATH, required=True, help="Rows (n, d) or images (n, height, width, channels), .npy.")
@@ -80,6 +97,7 @@ def _store(
 @click.option("--scheduler", help="Address of a Dask scheduler, whose workers see the same folder, for a .zarr.")
 @click.option("--tiles", "part", metavar="I/N", callback=_part, help="Only the I-th of N parts of a .zarr, I from 1.")
 @click.option("--plan", is_flag=True, help="Only say what it would take: tiles, bytes, operations, measured seconds.")
+@ROWS
 @CATALOG
 @FORCE
 @JSON
@@ -96,6 +114,7 @@ def kernel(
     scheduler: str | None,
     part: tuple[int, int] | None,
     plan: bool,
+    rows: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -107,12 +126,18 @@ def kernel(
 
     A .zarr is written tile by tile, with a checksum of each; a second call on it finds damaged tiles, and computes what
     is missing. --tiles makes it from jobs that know nothing of each other, in any order.
+
+    --plan --rows 1000000 --workers 64 estimates what a store of so many rows takes, and a ridge regression from it,
+    from rates that are measured on those of --data.
     """
     layers = read_network(network)
     if output is None and not plan:
         raise click.UsageError("give -o FILE.npy or FILE.zarr for the kernel, or --plan")
     tiled = output is not None and output.suffix == ".zarr"
-    if not tiled and (workers or scheduler or part):
+    _check_rows(plan, rows)
+    if rows is not None and (data2 or scheduler or part):
+        raise click.UsageError("--rows estimates the kernel of rows with themselves, on --workers; leave out the rest")
+    if rows is None and not tiled and (workers or scheduler or part):
         raise click.UsageError("--workers, --scheduler and --tiles need a store of tiles: -o FILE.zarr")
     if tiled and force:
         raise click.UsageError("--force replaces no store of tiles: a second call goes on with it; or remove it")
@@ -132,14 +157,20 @@ def kernel(
         if any(z is not None and z.dtype == np.float64 for z in (X, Y)):
             jax.config.update("jax_enable_x64", True)
         net = build_network(layers, **given(tol=tol, norms=norms))
-        if plan:
+        if rows is not None:
+            from dualcalc import sizing
+
+            estimate = sizing.kernel(net, X, rows, workers=workers or 1, get=get)
+        elif plan:
             planned = net.plan(X, Y, get=get, out=None if tiled else output, overwrite=force)
         elif tiled and output is not None:
             run = _store(net, X, Y, output, get, workers, scheduler, part)
         else:
             values = net(X, Y, get=get, out=output, overwrite=force)
     seconds = time.perf_counter() - start
-    if plan and as_json:
+    if rows is not None:
+        _say(estimate, as_json)
+    elif plan and as_json:
         names = ("n", "m", "tile", "tiles", "output_bytes", "working_bytes", "flops", "seconds", "refusal")
         print_json({name: getattr(planned, name) for name in names})
     elif plan:
@@ -162,6 +193,72 @@ def kernel(
         click.echo(f"wrote {output}: {get} kernel, {rows} x {columns}, {values.dtype}, {seconds:.1f} s")
 
 
+# solve ------------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("kernel", type=PATH)
+@click.option("--targets", type=PATH, required=True, help="Targets (n,) or (n, targets), .npy.")
+@click.option("--ridge", type=click.FloatRange(0), required=True, help="Added to the diagonal, in units of the kernel.")
+@click.option("--get", type=click.Choice(["ntk", "nngp"]), help="Which kernel of a store that has both.")
+@click.option("--method", type=click.Choice(["auto", "cholesky", "cg"]), default="auto", show_default=True)
+@click.option("--memory", type=click.FloatRange(0, min_open=True), default=4.0, show_default=True, help="In GB.")
+@click.option("--scratch", type=PATH, help="Folder for the factor of cholesky where it does not fit into memory.")
+@click.option("--tol", type=click.FloatRange(0), default=1e-8, show_default=True, help="Relative residual to reach.")
+@click.option("--guess", type=PATH, help="Coefficients from which cg starts, .npy: those of a run that ended early.")
+@click.option("-o", "--output", type=PATH, required=True, help="File for the coefficients, .npy.")
+@FORCE
+@JSON
+@guarded
+def solve(
+    kernel: Path,
+    targets: Path,
+    ridge: float,
+    get: str | None,
+    method: str,
+    memory: float,
+    scratch: Path | None,
+    tol: float,
+    guess: Path | None,
+    output: Path,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Kernel ridge regression from the matrix in KERNEL, a .zarr of tiles or a .npy, that need not fit into memory.
+
+    The coefficients a solve (K + ridge I) a = y; predictions are K(X_test, X) a. By a blocked Cholesky factorization
+    where its factor, 8 n^2 bytes, fits into --memory, or into a --scratch folder; by preconditioned conjugate gradients
+    beyond. Exit code 1 where the residual stays above --tol: the coefficients are written all the same.
+    """
+    check_writable(output, force)
+    with working("solving"):
+        import numpy as np
+
+        from dualcalc import solvers
+
+        if kernel.suffix == ".zarr":
+            try:
+                from dualcalc import cluster
+            except ModuleNotFoundError as error:
+                raise Failure(f"{error.name} is missing: pip install 'dualcalc[cluster]'") from None
+            matrix: Any = cluster.Store.open(kernel).kernel(get)
+        else:
+            matrix = read_array(kernel, mapped=True)
+        y, start = read_array(targets), None if guess is None else read_array(guess)
+        options: dict[str, Any] = {"method": method, "tol": tol, "memory": int(memory * 1e9), "scratch": scratch, "guess": start}
+        found = solvers.solve(matrix, y, ridge, **options)
+        write_file(output, lambda file: np.save(file, found.coefficients), force)
+    if as_json:
+        names = ("method", "residual", "converged", "rank", "seconds")
+        steps = max(len(found.history) - 1, 0)
+        print_json({"file": str(output), **{name: getattr(found, name) for name in names}, "steps": steps})
+    else:
+        click.echo(f"wrote {output}: {' x '.join(map(str, found.coefficients.shape))} coefficients")
+        click.echo(found)
+    if not found.converged:
+        raise Failure(f"not converged; go on with --guess {output}, a larger --ridge or a larger --tol", FAILED)
+
+
 # features ---------------------------------------------------------------------------------------------------------
 
 METHODS = ("sketch", "centred", "nystrom", "exact", "auto")  # features.METHODS for vectors; importing it imports JAX
@@ -182,7 +279,10 @@ METHODS = ("sketch", "centred", "nystrom", "exact", "auto")  # features.METHODS 
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed, the same features.")
 @TOL
 @NORMS
-@click.option("-o", "--output", type=PATH, required=True, help="File for the features, as .npy.")
+@click.option("-o", "--output", type=PATH, help="File for the features, as .npy.")
+@click.option("--plan", is_flag=True, help="Only say what Z'Z of --rows takes on --workers, from measured rates.")
+@ROWS
+@click.option("--workers", type=click.IntRange(1), help="Worker processes for --plan.")
 @CATALOG
 @FORCE
 @JSON
@@ -196,7 +296,10 @@ def features(
     seed: int,
     tol: float | None,
     norms: tuple[float, float] | None,
-    output: Path,
+    output: Path | None,
+    plan: bool,
+    rows: int | None,
+    workers: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -205,9 +308,14 @@ def features(
     NETWORK is written as for the command kernel. The error is measured against the exact kernel on some of the rows.
     """
     layers = read_network(network)
-    check_writable(output, force)
-    if output.exists() and data.exists() and data.samefile(output):
-        raise Failure(f"{output}: the data is read from there; choose another name for the features")
+    _check_rows(plan, rows)
+    if output is None:
+        if not plan:
+            raise click.UsageError("give -o FILE.npy for the features, or --plan")
+    else:
+        check_writable(output, force)
+        if output.exists() and data.exists() and data.samefile(output):
+            raise Failure(f"{output}: the data is read from there; choose another name for the features")
     X = read_inputs(data)
     start = time.perf_counter()
     with working("computing features"):
@@ -222,6 +330,12 @@ def features(
         auto = method == "auto"
         choice = choose(net, X, components, get=get, random_state=seed) if auto else Choice(method, "as asked")
         chosen = feature_map(net, X, components, choice.method, get=get, random_state=seed)
+        if plan:
+            from dualcalc import sizing
+
+            _say(sizing.moments(chosen, X, rows or len(X), workers=workers or 1), as_json)
+            return
+        assert output is not None
         shape = len(X), chosen.n_components
         error = feature_error(net, chosen, X, get=get, rows=256, random_state=seed).frobenius
 

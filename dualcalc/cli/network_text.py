@@ -173,14 +173,21 @@ def build_network(layers: Iterable[LayerText], **approximation: Any) -> Any:
     return networks.serial(*map(built, layers))
 
 
+def read_array(path: Path, mapped: bool = False) -> Any:
+    """What a .npy file holds, `mapped` for what may be larger than the memory."""
+    import numpy as np
+
+    try:
+        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise Failure(f"{path}: no array that can be read safely ({error}); write it with numpy.save") from None
+
+
 def read_inputs(path: Path) -> Any:
     """The rows (n, d) or images (n, height, width, channels) in a .npy file: real; integers become float64."""
     import numpy as np
 
-    try:
-        data = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise Failure(f"{path}: no array that can be read safely ({error}); write it with numpy.save") from None
+    data = read_array(path)
     if not isinstance(data, np.ndarray) or data.ndim not in (2, 4) or 0 in data.shape or data.dtype.kind not in "biuf":
         got = f"shape {data.shape}, type {data.dtype}" if isinstance(data, np.ndarray) else "an archive"
         raise Failure(
