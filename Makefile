@@ -8,7 +8,7 @@ WORKERS ?= 2
 # BLAS threads of several workers wait for each other on the same cores.
 ONE := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 
-.PHONY: install demo test test-slow fuzz test-torch test-adapters test-wheel test-peer lint docs notebooks bench bench-peer bench-networks bench-targets oracle clean
+.PHONY: install demo test test-slow test-lowest test-highest fuzz test-torch test-adapters test-wheel test-peer lint docs notebooks bench bench-peer bench-networks bench-targets oracle clean
 
 install: $(STAMP)
 
@@ -29,6 +29,31 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(ONE) $(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+# The versions that pyproject.toml promises at the least (wheels of some end with Python 3.12), and the newest ones,
+# pre-releases among them: the tests that call other libraries, which tests/versions.py chooses.
+CHOSEN := -m pytest -v -n $(WORKERS) -p tests.versions
+EXTRAS := .[cluster,plots,site,sklearn]
+
+test-lowest: .venv-lowest/.installed
+	$(ONE) .venv-lowest/bin/python $(CHOSEN) --disable-warnings
+
+.venv-lowest/.installed: pyproject.toml tests/versions.py
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet pytest pytest-xdist hypothesis
+	.venv-lowest/bin/python -m tests.versions > .venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/lowest.txt --editable '$(EXTRAS)'
+	.venv-lowest/bin/python -m pip check
+	touch $@
+
+# No stamp: what is newest is asked each time.
+test-highest:
+	test -x .venv-highest/bin/python || $(PYTHON) -m venv .venv-highest
+	.venv-highest/bin/python -m pip install --quiet --editable '$(EXTRAS)' pytest pytest-xdist hypothesis
+	.venv-highest/bin/python -m pip install --quiet --upgrade --pre --editable . \
+	    jax jaxlib sympy numpy scipy numba python-flint
+	.venv-highest/bin/python -m pip check
+	$(ONE) .venv-highest/bin/python $(CHOSEN)
 
 # Acceptance F4: hours. `ARGS` is for tests/fuzz.py, as in ARGS="texts --count 1000".
 fuzz: $(STAMP)
@@ -106,4 +131,4 @@ oracle: $(STAMP)
 	$(BIN)/python -m tests.oracle
 
 clean:
-	rm -rf .venv .venv-torch .venv-adapters .venv-peer build dist
+	rm -rf .venv .venv-torch .venv-adapters .venv-peer .venv-lowest .venv-highest build dist
