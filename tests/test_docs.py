@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import dualcalc
-from tests.test_readme import ROOT, check_commands, check_python, environment, refreshed
+from tests.test_readme import OWN, ROOT, SHARED, check_commands, check_python, environment, refreshed
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -23,8 +23,9 @@ ELSEWHERE = re.compile(r"\s*(\w+:)?//")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_page(page, tmp_path):
-    ran = check_python(page, tmp_path) + check_commands(page, tmp_path)
+@pytest.mark.parametrize("python, command", [SHARED, OWN])
+def test_page(page, python, command, tmp_path):
+    ran = check_python(page, tmp_path, python) + check_commands(page, tmp_path, command)
     assert ran or page.stem in ("api", "modules", "security")
 
 

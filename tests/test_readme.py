@@ -3,13 +3,19 @@
 `python -m tests.test_readme` brings the table and the shown outputs up to date, where they hold no `...`.
 """
 
+import atexit
+import contextlib
 import doctest
+import functools
+import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,6 +94,82 @@ def run_command(command: str, folder: Path) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+# One process for all pages that a worker runs, as a page costs less to run than to import and to compile what it needs.
+# `make test-slow` has each page, and each command, in a process of its own, as a user has them.
+
+
+def answer() -> None:
+    """Run what comes on stdin, one line for each page or command, and answer with what it prints, one line each."""
+    import jax
+
+    answers, sys.stdout = sys.stdout, sys.stderr
+    started = dict(os.environ)
+    for line in sys.stdin:
+        folder, sources, arguments = json.loads(line)
+        os.chdir(folder)
+        jax.config.update("jax_enable_x64", False)
+        os.environ.clear()
+        os.environ.update(started)
+        json.dump(_printed(sources) if arguments is None else _called(arguments), answers)
+        print(file=answers, flush=True)
+
+
+def _printed(sources: list[str]) -> list[str] | str:
+    """What each prints, in one namespace; or a traceback."""
+    space, outputs = {"__name__": "__main__"}, []
+    for source in sources:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            try:
+                exec(compile(source, "<page>", "exec"), space)
+            except Exception:
+                return traceback.format_exc()
+        outputs.append(printed.getvalue())
+    return outputs
+
+
+def _called(arguments: list[str]) -> tuple[int, str]:
+    """Exit status, and what `dualcalc` prints."""
+    from dualcalc.cli import main
+
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(printed):
+        try:
+            main(arguments, prog_name="dualcalc")
+        except SystemExit as end:
+            return end.code or 0, printed.getvalue()
+    raise AssertionError("a command ends with its exit code")
+
+
+@functools.cache
+def _process() -> subprocess.Popen:
+    command = [sys.executable, "-c", "from tests.test_readme import answer; answer()"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes)
+    atexit.register(process.wait)
+    atexit.register(process.stdin.close)  # first: it ends the process
+    return process
+
+
+def _asked(folder: Path, sources: list[str], arguments: list[str] | None):
+    process = _process()
+    print(json.dumps([str(folder), sources, arguments]), file=process.stdin, flush=True)
+    line = process.stdout.readline()
+    assert line, "the process of the pages has ended"
+    return json.loads(line)
+
+
+def share_python(blocks: list[Shown], folder: Path) -> list[str]:
+    """`run_python` in the process of all pages."""
+    found = _asked(folder, [block.source for block in blocks], None)
+    assert isinstance(found, list), found
+    return found
+
+
+def share_command(command: str, folder: Path) -> tuple[int, str]:
+    """`run_command`, but that dualcalc runs in the process of all pages."""
+    name, *arguments = shlex.split(command)
+    return tuple(_asked(folder, [], arguments)) if name == "dualcalc" else run_command(command, folder)
+
+
 def environment() -> dict[str, str]:
     """That of a user: this interpreter's commands first, no further catalog."""
     ours = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -133,32 +215,47 @@ def _closed(entry) -> str:
 # ------------------------------------------------------------------------------------------------------------ the tests
 
 
-def check_python(page: Path, folder: Path) -> int:
+def check_python(page: Path, folder: Path, run=share_python) -> int:
     """Run the python blocks of a page in one namespace; how many there are."""
     blocks = python_blocks(page.read_text())
-    for block, printed in zip(blocks, run_python(blocks, folder) if blocks else [], strict=True):
+    for block, printed in zip(blocks, run(blocks, folder) if blocks else [], strict=True):
         assert printed == "" or block.output is not None, f"{page.name} does not show what this prints:\n{block.source}"
         assert block.output is None or same(block.output, printed), f"{block.source}\nprints\n{printed}"
     return len(blocks)
 
 
-def check_commands(page: Path, folder: Path) -> int:
+def check_commands(page: Path, folder: Path, run=share_command) -> int:
     """Run the commands of a page, but for those of NOT_RUN, in one folder; how many there are."""
     shown = [block for block in commands(page.read_text()) if not block.source.startswith(NOT_RUN)]
     for block in shown:
-        status, printed = run_command(block.source, folder)
+        status, printed = run(block.source, folder)
         refused = block.output is not None and block.output.startswith("Error")
         assert (status != 0) == refused, f"{block.source} exits with {status}:\n{printed}"
         assert block.output is None or same(block.output, printed), f"{block.source}\nprints\n{printed}"
     return len(shown)
 
 
-def test_python_blocks(tmp_path):
-    assert check_python(README, tmp_path) > 3
+OWN = pytest.param(run_python, run_command, marks=pytest.mark.slow, id="own processes")
+SHARED = pytest.param(share_python, share_command, id="shared process")
 
 
-def test_commands(tmp_path):
-    assert check_commands(README, tmp_path) > 3
+@pytest.mark.parametrize("python, _", [SHARED, OWN])
+def test_python_blocks(tmp_path, python, _):
+    assert check_python(README, tmp_path, python) > 3
+
+
+@pytest.mark.parametrize("_, command", [SHARED, OWN])
+def test_commands(tmp_path, _, command):
+    assert check_commands(README, tmp_path, command) > 3
+
+
+def test_pages_share_no_names_and_no_settings(tmp_path):
+    first = "import os, jax\njax.config.update('jax_enable_x64', True)\nos.environ['LEFT'] = os.getcwd()"
+    assert share_python([Shown(first, None, (0, 0))], tmp_path) == [""]
+    see = "import os, jax\nprint(jax.config.jax_enable_x64, 'LEFT' in os.environ)"
+    assert share_python([Shown(see, None, (0, 0))], tmp_path) == ["False False\n"]
+    with pytest.raises(AssertionError, match="NameError"):
+        share_python([Shown("jax", None, (0, 0))], tmp_path)
 
 
 def test_make_targets():
