@@ -25,10 +25,12 @@ test: $(STAMP)
 	@echo "torch, adapters and peer tests need environments of their own: make test-torch test-adapters test-peer (skipped here)"
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || echo "no chromium: the tests of the catalog's pages in a browser are skipped"
 	$(ONE) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not torch and not adapters and not peer"
-	$(ONE) $(BIN)/python -m pytest -n $(WORKERS) --nbmake notebooks
+	$(ONE) DUALCALC_QUICK=1 $(BIN)/python -m pytest -n $(WORKERS) --nbmake notebooks
 
+# Two notebooks have experiments that `make test` runs on less data.
 test-slow: $(STAMP)
 	$(ONE) $(BIN)/python -m pytest -n $(WORKERS) -m slow
+	$(ONE) $(BIN)/python -m pytest -n $(WORKERS) --nbmake notebooks/error_bounds.ipynb notebooks/features.ipynb
 
 # The versions that pyproject.toml promises at the least (wheels of some end with Python 3.12), and the newest ones,
 # pre-releases among them: the tests that call other libraries, which tests/versions.py chooses.

@@ -39,7 +39,7 @@ def close(a, b, tol=TOL):
 # ---------------------------------------------------------------------------------------------------- without a library
 
 
-@pytest.mark.parametrize("get", ["nngp", "ntk"])
+@pytest.mark.parametrize("get", ["ntk", pytest.param("nngp", marks=pytest.mark.slow)])
 def test_callable_kernel(get):
     from sklearn.decomposition import KernelPCA
     from sklearn.svm import SVC
@@ -116,7 +116,7 @@ def test_a_missing_library_is_named(monkeypatch):
 # -------------------------------------------------------------------------------------------------------- scikit-learn
 
 
-@pytest.mark.parametrize("get", ["nngp", "ntk"])
+@pytest.mark.parametrize("get", ["nngp", pytest.param("ntk", marks=pytest.mark.slow)])
 def test_sklearn_kernel_is_the_kernel(get):
     from sklearn.base import clone
 
@@ -129,7 +129,7 @@ def test_sklearn_kernel_is_the_kernel(get):
     np.testing.assert_allclose(kernel.theta, np.log([W, B]))
 
 
-@pytest.mark.parametrize("get", ["nngp", "ntk"])
+@pytest.mark.parametrize("get", ["nngp", pytest.param("ntk", marks=pytest.mark.slow)])
 def test_sklearn_gradient(get):
     """Against central differences in theta, the logarithms."""
     kernel = adapters.SklearnKernel(FACTORY, W, B, scale=0.8, scale_bounds=(0.1, 10.0), get=get)
