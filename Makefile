@@ -8,7 +8,7 @@ WORKERS ?= 2
 # BLAS threads of several workers wait for each other on the same cores.
 ONE := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 
-.PHONY: install demo test test-slow test-lowest test-highest fuzz test-torch test-adapters test-wheel test-peer lint docs notebooks bench bench-peer bench-networks bench-targets oracle clean
+.PHONY: install demo test test-slow test-lowest test-highest fuzz test-torch test-adapters test-wheel test-peer lint audit docs notebooks bench bench-peer bench-networks bench-targets oracle clean
 
 install: $(STAMP)
 
@@ -109,6 +109,15 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# An environment of its own: what audits is none of what is audited.
+audit: $(STAMP) .venv-audit/.installed
+	$(BIN)/python -m tests.audit .venv-audit/bin/pip-audit
+
+.venv-audit/.installed: Makefile
+	test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet pip-audit==2.10.1
+	touch $@
+
 # Run all notebooks and keep what they show.
 notebooks: $(STAMP)
 	$(ONE) $(BIN)/python -m pytest -n $(WORKERS) --nbmake --overwrite notebooks
@@ -133,4 +142,4 @@ oracle: $(STAMP)
 	$(BIN)/python -m tests.oracle
 
 clean:
-	rm -rf .venv .venv-torch .venv-adapters .venv-peer .venv-lowest .venv-highest build dist
+	rm -rf .venv .venv-torch .venv-adapters .venv-peer .venv-lowest .venv-highest .venv-audit build dist
