@@ -8,7 +8,7 @@ WORKERS ?= 2
 # BLAS threads of several workers wait for each other on the same cores.
 ONE := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 
-.PHONY: install demo test test-slow test-lowest test-highest fuzz test-torch test-adapters test-wheel test-peer lint audit docs notebooks bench bench-peer bench-networks bench-targets oracle clean
+.PHONY: install demo test test-docs test-slow test-lowest test-highest fuzz test-torch test-adapters test-wheel test-peer lint audit docs notebooks bench bench-peer bench-networks bench-targets oracle clean
 
 install: $(STAMP)
 
@@ -23,11 +23,15 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@echo "torch, adapters and peer tests need environments of their own: make test-torch test-adapters test-peer (skipped here)"
+	@echo "what README, documentation and notebooks show is run by make test-docs"
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || echo "no chromium: the tests of the catalog's pages in a browser are skipped"
-	$(ONE) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not torch and not adapters and not peer"
+	$(ONE) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not docs and not torch and not adapters and not peer"
+
+# All that people read runs: README, documentation, notebooks, of which two have experiments on less data here.
+test-docs: $(STAMP)
+	$(ONE) $(BIN)/python -m pytest -n $(WORKERS) -m "docs and not slow"
 	$(ONE) DUALCALC_QUICK=1 $(BIN)/python -m pytest -n $(WORKERS) --nbmake notebooks
 
-# Two notebooks have experiments that `make test` runs on less data.
 test-slow: $(STAMP)
 	$(ONE) $(BIN)/python -m pytest -n $(WORKERS) -m slow
 	$(ONE) $(BIN)/python -m pytest -n $(WORKERS) --nbmake notebooks/error_bounds.ipynb notebooks/features.ipynb

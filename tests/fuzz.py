@@ -27,6 +27,7 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -483,18 +484,41 @@ def mutants(seed: int, count: int) -> Outcome:
 
 
 def guided(seconds: float) -> None:
-    """Under atheris (pip install atheris), until the time is up or something is found, which it prints and saves."""
+    """Under atheris, until the time is up or something is found, which it prints and saves beside the corpus.
+
+    The first byte says which reader. The corpus of one run is where the next one starts, until `build` is removed.
+    """
     import atheris
 
     with atheris.instrument_imports(include=["dualcalc"]):
         from dualcalc import catalog, parsing  # noqa: F401
     ways = ("activation", "kernel", "kappa", "yaml")
+    folder = Path("build/fuzz")
+    corpus = folder / "corpus"
+    corpus.mkdir(parents=True, exist_ok=True)
+    known = [(0, x.expression or "") for x in catalog.load().values()] + [(0, x) for x in VALID]
+    known += [(1, x.kernel or "") for x in catalog.load().values()] + [(2, "c**2/2 + c/3")] + [(3, x) for x in YAML]
+    for i, (way, sample) in enumerate(known):
+        (corpus / f"known-{i}").write_bytes(bytes([way]) + sample.encode())
+    words = {w for w in (*WORDS, *SIGNS, *NUMBERS, *STRUCTURE) if w}
+    escaped = ("".join(f"\\x{byte:02x}" for byte in word.encode()) for word in sorted(words))
+    (folder / "words").write_text("".join(f'"{word}"\n' for word in escaped))
+    for way in ways:  # what is imported late is imported now
+        read_all(way, YAML[0] if way == "yaml" else "1")
+    sys.addaudithook(_audit)
 
     def once(data: bytes) -> None:
-        if data:
-            read_all(ways[data[0] % 4], data[1:].decode("utf-8", "replace"))
+        global watching
+        watching = True
+        try:
+            read_all(ways[data[0] % 4], data[1:].decode("utf-8", "replace")) if data else None
+        finally:
+            watching = False
+        assert not ran, f"executed {ran}"
 
-    atheris.Setup([sys.argv[0], f"-max_total_time={seconds:g}", f"-timeout={STUCK:g}", "-max_len=300"], once)
+    options = f"-max_total_time={seconds:g} -timeout={STUCK:g} -max_len=400 -dict={folder}/words"
+    options += f" -artifact_prefix={folder}/ -print_final_stats=1 -verbosity=1 -rss_limit_mb=4096"
+    atheris.Setup([sys.argv[0], *options.split(), str(corpus)], once)
     atheris.Fuzz()
 
 

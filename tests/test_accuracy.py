@@ -98,7 +98,7 @@ def thin(monkeypatch):
     monkeypatch.setattr(accuracy, "COSINES", (0.0, 0.5, -0.5, 1 - 1e-3, -1 + 1e-6, 1 - 1e-12, 1.0, -1.0))
 
 
-@pytest.mark.parametrize("id", ["gelu", "erf", "relu", "elu"])
+@pytest.mark.parametrize("id", ["gelu", "erf", "relu", pytest.param("elu", marks=pytest.mark.slow)])
 def test_thinned_grid(id, thin):
     d = derived(id)
     for m, which in kernels(d):

@@ -664,6 +664,7 @@ def test_unknown_functions_are_not_promised_a_way_out(head):
     assert not isinstance(error.value, dc.NoClosedForm)
 
 
+@pytest.mark.slow
 def test_a_polynomial_of_the_highest_degree():
     assert dc.derive("polynomial", a=["-1/3"] * 65).homogeneity is None
     with pytest.raises(ValueError, match="got 66 coefficients; expected 1 to 65"):

@@ -85,6 +85,7 @@ def test_workers_give_the_same_bits(tmp_path, client, truth):
     assert (again.computed, again.kept) == (0, TILES)
 
 
+@pytest.mark.slow
 def test_both_kernels_of_two_sides(tmp_path, client):
     X, Y = data(100).astype(float), data(70)[::-1].astype(float)
     run = cluster.write(NET, X, tmp_path / "k.zarr", Y, ("nngp", "ntk"), tile=32, client=client)

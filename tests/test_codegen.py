@@ -144,7 +144,7 @@ def test_self_check_fails_on_a_wrong_formula(tmp_path):
     assert done.returncode == 1 and "largest relative error" in done.stdout
 
 
-@pytest.mark.parametrize("ids", thinned(["gelu hard_swish sin", "elu gabor"], {"elu gabor"}))
+@pytest.mark.parametrize("ids", thinned(["relu sin", "gelu hard_swish elu gabor"], {"gelu hard_swish elu gabor"}))
 def test_reproducible_to_the_byte(ids):
     code = (
         "import dualcalc as dc, hashlib\n"

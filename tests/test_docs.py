@@ -15,6 +15,7 @@ import pytest
 import dualcalc
 from tests.test_readme import OWN, ROOT, SHARED, check_commands, check_python, environment, refreshed
 
+pytestmark = pytest.mark.docs
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 # What a browser loads unasked, by element; a link in <a> is the reader's choice.

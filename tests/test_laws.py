@@ -21,7 +21,7 @@ from .test_finite import deviation
 RANDOM = st.integers(0, 2**32 - 1).map(random.Random)
 MEMBERS = RANDOM.map(fuzz.expression)  # `tests/fuzz.py` says how they are drawn
 COVARIANCES = RANDOM.map(fuzz.covariance)
-FEW, MANY = 2, 40
+FEW, MANY = 1, 40
 TIERS = [FEW, pytest.param(MANY, marks=pytest.mark.slow)]
 
 

@@ -24,6 +24,7 @@ import pytest
 from dualcalc import catalog
 from dualcalc.dual import resolve
 
+pytestmark = pytest.mark.docs
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 TABLE = re.compile(r"(?<=<!-- activations: python -m tests.test_readme -->\n).*?(?=<!-- end -->)", re.DOTALL)
