@@ -245,8 +245,8 @@ def solve(
         else:
             matrix = read_array(kernel, mapped=True)
         y, start = read_array(targets), None if guess is None else read_array(guess)
-        options: dict[str, Any] = {"method": method, "tol": tol, "memory": int(memory * 1e9), "scratch": scratch, "guess": start}
-        found = solvers.solve(matrix, y, ridge, **options)
+        options: dict[str, Any] = {"method": method, "tol": tol, "memory": int(memory * 1e9)}
+        found = solvers.solve(matrix, y, ridge, scratch=scratch, guess=start, **options)
         write_file(output, lambda file: np.save(file, found.coefficients), force)
     if as_json:
         names = ("method", "residual", "converged", "rank", "seconds")
