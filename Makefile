@@ -8,7 +8,7 @@ WORKERS ?= 2
 # BLAS threads of several workers wait for each other on the same cores.
 ONE := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 
-.PHONY: install demo test test-docs test-slow test-lowest test-highest fuzz test-torch test-adapters test-wheel test-peer lint audit docs notebooks bench bench-peer bench-networks bench-targets oracle clean
+.PHONY: install demo test test-docs test-slow test-lowest test-highest fuzz fuzz-guided test-torch test-adapters test-wheel test-peer lint audit docs notebooks bench bench-peer bench-networks bench-targets oracle clean
 
 install: $(STAMP)
 
@@ -71,6 +71,15 @@ else
 	$(ONE) $(BIN)/python -m tests.fuzz expressions --count 5000 --jobs $(WORKERS)
 	$(ONE) $(BIN)/python -m tests.fuzz pairs --count 100000 --jobs $(WORKERS)
 endif
+
+# The parser and the catalog's loader under atheris, on one core; ten minutes, or ARGS="--seconds 60".
+fuzz-guided: .venv-fuzz/.installed
+	$(ONE) .venv-fuzz/bin/python -m tests.fuzz guided --seconds 600 $(ARGS)
+
+.venv-fuzz/.installed: pyproject.toml
+	test -x .venv-fuzz/bin/python || $(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/python -m pip install --quiet --editable . atheris==3.0.0
+	touch $@
 
 test-torch: .venv-torch/.installed
 	.venv-torch/bin/python -m pytest -m torch
@@ -146,4 +155,4 @@ oracle: $(STAMP)
 	$(BIN)/python -m tests.oracle
 
 clean:
-	rm -rf .venv .venv-torch .venv-adapters .venv-peer .venv-lowest .venv-highest .venv-audit build dist
+	rm -rf .venv .venv-torch .venv-adapters .venv-peer .venv-lowest .venv-highest .venv-audit .venv-fuzz build dist
