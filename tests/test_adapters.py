@@ -64,6 +64,7 @@ def test_precomputed():
     assert adapters.precomputed(NET, X).test is None
 
 
+@pytest.mark.slow
 def test_float64_rows_are_computed_in_float64_whatever_jax_is_set_to():
     wide = adapters.callable_kernel(NET)(X, Y)
     jax.config.update("jax_enable_x64", False)

@@ -19,6 +19,8 @@ from dualcalc.atoms import differentiate
 from dualcalc.gaussian import Phi2
 from dualcalc.parsing import q11, q12, q22
 
+from .tiers import thinned
+
 DATA = Path(__file__).parent / "data"
 REFERENCE = json.loads((DATA / "activations.json").read_text())["activations"]
 ORACLE = json.loads((DATA / "oracle.json").read_text())["activations"]
@@ -258,7 +260,11 @@ def slope(f) -> flint.arb:
 
 
 @pytest.mark.parametrize(
-    "name", ["relu", "hardtanh", "elu", "gelu", "gabor", "erf", "sign", "t2_erf", "bump", "(t + 1)**3*Heaviside(t - 1)"]
+    "name",
+    thinned(
+        ["relu", "hardtanh", "elu", "gelu", "gabor", "erf", "sign", "t2_erf", "bump", "(t + 1)**3*Heaviside(t - 1)"],
+        {"elu", "bump", "(t + 1)**3*Heaviside(t - 1)"},
+    ),
 )
 def test_price(name):
     d = dc.derive(name)

@@ -250,6 +250,7 @@ def test_catalog_verify(tmp_path, monkeypatch):
     run("catalog", "verify", "nothing", code=2)
 
 
+@pytest.mark.slow
 def test_catalog_verify_in_processes(tmp_path):
     """The pool imports the console script's main module again."""
     done = process("catalog", "verify", "relu", "identity", "tanh", "--workers", 2, "--json")

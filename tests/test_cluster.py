@@ -262,6 +262,7 @@ def interrupted(path, n, tile, workers, kills, pause):
     return tuple(map(int, found.groups()))
 
 
+@pytest.mark.slow
 def test_killed_and_restarted(tmp_path, truth):
     path = tmp_path / "k.zarr"
     computed, damaged, kept, missing = interrupted(path, N, TILE, 0, 3, 0.05)
@@ -305,6 +306,7 @@ def test_processes_of_jax_distributed(tmp_path, truth):
     assert np.array_equal(cluster.Store.open(path).read(), truth) and not list(path.glob("alive-*"))
 
 
+@pytest.mark.slow
 def test_a_lost_process_of_jax_distributed(tmp_path, truth):
     """Acceptance F2, second half: the one that is left says so, and the next run goes on."""
     path, at = tmp_path / "k.zarr", port()

@@ -483,6 +483,7 @@ def test_small_norms_are_integrated(monkeypatch):
     assert worst("elu", 0, points) >= 1e4
 
 
+@pytest.mark.slow
 def test_small_norms_in_jax():
     d, f = dc.derive("elu"), dc.compile("elu")
     for dtype, eps in ((np.float64, 2.0**-52), (np.float32, 2.0**-23)):

@@ -280,6 +280,7 @@ def test_a_wrong_network_is_seen():
     assert abs(wrong(IMAGES)[0, 1] - state["xy"][1]) > 1e-3 * abs(state["xy"][1])
 
 
+@pytest.mark.slow
 def test_two_sets_agree_with_one():
     net = CASES["strides of pools"]()
     for cross, alone in zip(net(IMAGES, IMAGES[::-1], get=BOTH), net(IMAGES, get=BOTH), strict=True):

@@ -123,7 +123,7 @@ NETS = {
 }  # fmt: skip
 
 
-FAST = ("gelu, bias, strides",)
+FAST = ("normalized Gaussian",)
 
 
 @pytest.mark.parametrize(

@@ -147,9 +147,7 @@ def test_theorem_4(X):
 # ---- what a map promises --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(m, marks=() if m in ("horner", "centred") else pytest.mark.slow) for m in METHODS]
-)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=() if m == "centred" else pytest.mark.slow) for m in METHODS])
 def test_columns_seeds_and_sparse_rows(method):
     net, X = connected("sin(t)", 1), rows(30, 9).astype(np.float32)
     X[X < 0.3] = 0

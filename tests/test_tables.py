@@ -100,6 +100,7 @@ def test_derivatives():
     assert float(jax.grad(f.k, 1)(*q)) == pytest.approx((moved[0] - moved[1]) / (2 * h), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_network():
     """Symmetric, its diagonal from one-dimensional quadrature; rows outside the norms raise."""
     net = dc.serial(dc.Dense(1.5, 0.1), dc.Activation("tanh"), dc.Dense())
