@@ -28,6 +28,7 @@ from fractions import Fraction
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 import numpy as np
@@ -370,10 +371,19 @@ ran: list[str] = []  # what was executed while it was watched
 watching = False
 
 
+def _known() -> bool:
+    """Execution without the text: late imports, and products of monomials, which SymPy writes for n generators."""
+    frame: FrameType | None = sys._getframe()
+    known = ("importlib._bootstrap", "sympy/polys/monomials.py")
+    while frame and not any(name in frame.f_code.co_filename for name in known):
+        frame = frame.f_back
+    return frame is not None
+
+
 def _audit(event: str, arguments: tuple) -> None:
-    if event == "exec" and not getattr(arguments[0], "co_filename", "<").startswith("<"):
-        return  # a module that is imported late
-    if watching and event in ("exec", "os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "socket.connect"):
+    if not watching or event == "exec" and _known():
+        return
+    if event in ("exec", "os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "socket.connect"):
         ran.append(event)
 
 
