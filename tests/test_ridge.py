@@ -73,10 +73,13 @@ def test_folds_are_exact_cross_validation():
 
 
 def test_a_chosen_ridge_has_no_peak_at_as_many_features_as_rows():
-    """Double descent: at d = n the least ridge is far worse than at d = n/4 and 4 n; the chosen one never is."""
-    n, signal = 60, RNG.standard_normal(240) / 15
-    Z, test = RNG.standard_normal((n, 240)), RNG.standard_normal((500, 240))
-    y = Z @ signal + 0.3 * RNG.standard_normal(n)
+    """Double descent: at d = n the least ridge is far worse than at d = n/4 and 4 n; the chosen one is not.
+
+    Of the seeds 0 to 59 it holds for 53: cross-validation is an estimate too, worst where d = n."""
+    random = np.random.default_rng(0)  # its own: the tests before it are others in each choice of tests
+    n, signal = 60, random.standard_normal(240) / 15
+    Z, test = random.standard_normal((n, 240)), random.standard_normal((500, 240))
+    y = Z @ signal + 0.3 * random.standard_normal(n)
     errors = {}
     for d in (15, 60, 240):
         path = stream(Z[:, :d], y).solve(np.concatenate([[1e-9], PATH]))
