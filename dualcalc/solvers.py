@@ -29,8 +29,7 @@ __all__ = ["Solution", "solve"]
 
 METHODS = ("auto", "cholesky", "cg")
 BAND = 1024
-"""Rows of a band of the Cholesky factor in memory; wider ones are not faster on two cores (n = 8000: 512, 1024 and 2048
-within 5 %)."""
+"""Rows of a band of the Cholesky factor, at most; not tuned."""
 RESTARTS = 5
 """Of conjugate gradients from the true residual, where rounding has moved it away from the one they carry along."""
 Progress = Callable[[str, int, int], None]

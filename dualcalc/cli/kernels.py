@@ -186,11 +186,11 @@ def kernel(
         else:
             click.echo(f"{'wrote part of' if run.missing else 'wrote'} {output}: {done}{left}, {seconds:.1f} s")
     elif as_json:
-        shape, dtype = list(values.shape), str(values.dtype)
-        print_json({"file": str(output), "get": get, "shape": shape, "dtype": dtype, "seconds": round(seconds, 3)})
+        found = {"shape": list(values.shape), "dtype": str(values.dtype)}
+        print_json({"file": str(output), "get": get, **found, "seconds": round(seconds, 3)})
     else:
-        rows, columns = values.shape
-        click.echo(f"wrote {output}: {get} kernel, {rows} x {columns}, {values.dtype}, {seconds:.1f} s")
+        shape = " x ".join(map(str, values.shape))
+        click.echo(f"wrote {output}: {get} kernel, {shape}, {values.dtype}, {seconds:.1f} s")
 
 
 # solve ------------------------------------------------------------------------------------------------------------
