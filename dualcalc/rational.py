@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Mapping
 from functools import lru_cache, reduce
+from itertools import islice
 from math import comb
 from typing import Any
 
@@ -24,31 +25,33 @@ HALF = sp.Rational(1, 2)
 MANY = 40  # terms of a numerator beyond which lowest terms cost more than they give
 
 
-def _freeze(e: sp.Expr, table: dict[sp.Expr, sp.Symbol]) -> sp.Expr:
-    """Irrational constants, and functions of parameters, as generators of their own."""
-    if e.is_Rational or e.is_Symbol:
-        return e
+def _generators(e: sp.Expr) -> Iterator[sp.Expr]:
+    """What a rational function is made of: symbols, irrational constants, and functions of parameters."""
     if e.is_Add or e.is_Mul or (e.is_Pow and e.args[1].is_Integer):
-        return e.func(*(_freeze(a, table) for a in e.args))
+        for a in e.args:
+            yield from _generators(a)
+    elif not e.is_Rational:
+        yield _root(e)[0]
+
+
+def _root(e: sp.Expr) -> tuple[sp.Expr, int]:
+    """The generator of which something that is no sum, product or power of one is a power, and this power."""
     if e.is_Pow and e.args[1].is_Rational:
-        root, power = e.args[0] ** sp.Rational(1, e.args[1].q), e.args[1].p
-    else:
-        root, power = e, 1
-    if root not in table:
-        table[root] = sp.Symbol(f"c{len(table)}!", positive=True)  # no user's name has a "!"
-    return table[root] ** power
+        return e.args[0] ** sp.Rational(1, e.args[1].q), int(e.args[1].p)
+    return e, 1
 
 
 def _fraction(e: sp.Expr, gens):
-    """(numerator, denominator) of a frozen expression as FLINT polynomials, in lowest terms."""
+    """(numerator, denominator) of an expression as FLINT polynomials, in lowest terms."""
     one = gens[None]
     if e.is_Rational:
         return one * flint.fmpq(int(e.p), int(e.q)), one
-    if e.is_Symbol:
-        return gens[e], one
-    if e.is_Pow:
-        n, d = _fraction(e.args[0], gens)
-        k = int(e.args[1])
+    if not (e.is_Add or e.is_Mul):
+        if e.is_Pow and e.args[1].is_Integer:
+            (n, d), k = _fraction(e.args[0], gens), int(e.args[1])
+        else:
+            root, k = _root(e)
+            n, d = gens[root], one
         return (n**k, d**k) if k >= 0 else (d**-k, n**-k)
     parts = [_fraction(a, gens) for a in e.args]
     if e.is_Mul:
@@ -73,18 +76,22 @@ def _lowest(n, d):
 
 @lru_cache(maxsize=1024)
 def _polynomials(expr: sp.Expr):
-    """(numerator, denominator, ring symbols, frozen constants) of an expression, Delta expanded."""
-    frozen: dict[sp.Expr, sp.Symbol] = {}
-    e = _freeze(expr, frozen).xreplace({Delta: SUBTRACTED})
-    imaginary = frozen.get(sp.I)
-    symbols = sorted(e.free_symbols | {q12}, key=lambda s: (s != imaginary, s.name))
-    context = flint.fmpq_mpoly_ctx.get([s.name for s in symbols], flint.Ordering.lex)
-    gens = dict(zip(symbols, context.gens(), strict=True)) | {None: context.constant(1)}
-    n, d = _fraction(e, gens)
-    if imaginary is not None:
-        n = divmod(n, gens[imaginary] ** 2 + 1)[1]
+    """(numerator, denominator, generators) of an expression, Delta multiplied out."""
+    found = dict.fromkeys((*_generators(expr), q12))
+    if Delta in found:
+        del found[Delta]
+        found |= dict.fromkeys((q11, q22))
+    names = {g: g.name if g.is_Symbol else f"c{i}!" for i, g in enumerate(found)}  # no user's name has a "!"
+    generators = sorted(found, key=lambda g: (g != sp.I, names[g]))
+    context = flint.fmpq_mpoly_ctx.get([names[g] for g in generators], flint.Ordering.lex)
+    gens = dict(zip(generators, context.gens(), strict=True)) | {None: context.constant(1)}
+    if q11 in gens and q22 in gens:
+        gens[Delta] = gens[q11] * gens[q22] - gens[q12] ** 2
+    n, d = _fraction(expr, gens)
+    if sp.I in gens:
+        n = divmod(n, gens[sp.I] ** 2 + 1)[1]
         n, d = _lowest(n, d)
-    return n, d, symbols, {v: k for k, v in frozen.items()}
+    return n, d, generators
 
 
 def _expression(terms: Mapping[tuple, Any], symbols) -> sp.Expr:
@@ -150,12 +157,11 @@ def tidy(expr: sp.Expr) -> sp.Expr:
     """A rational function of the q's in lowest terms, factored, with Delta for q11 q22 - q12^2 wherever it occurs."""
     if not expr.has(q11, q12, q22, Delta):
         return expr
-    n, d, symbols, frozen = _polynomials(expr)
+    n, d, generators = _polynomials(expr)
     if n == 0:
         return sp.Integer(0)
-    (a, over), (b, under) = _factors(n, symbols), _factors(d, symbols)
-    out = sp.Mul(a / b, *(f**k for f, k in over), *(f**-k for f, k in under))
-    return out.xreplace(frozen) if frozen else out
+    (a, over), (b, under) = _factors(n, generators), _factors(d, generators)
+    return sp.Mul(a / b, *(f**k for f, k in over), *(f**-k for f, k in under))
 
 
 def lowest(expr: sp.Expr) -> sp.Expr:
@@ -166,24 +172,24 @@ def lowest(expr: sp.Expr) -> sp.Expr:
 @lru_cache(maxsize=4096)
 def split_radical(rad: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
     """rad^(-1/2) = outside * inside^(-1/2) with a squarefree polynomial inside."""
-    n, d, symbols, frozen = _polynomials(rad)
+    n, d, generators = _polynomials(rad)
     outside, inside = sp.Integer(1), sp.Integer(1)
     for part, sign in ((n, 1), (d, -1)):
-        constant, factors = _factors(part, symbols)
+        constant, factors = _factors(part, generators)
         outside *= constant ** (-sign * HALF)
         for f, k in factors:
             k *= sign
             outside *= f ** (-(k // 2))  # k odd: f^(-k/2) = f^(-(k-1)/2) f^(-1/2)
             inside *= f if k % 2 else 1
-    return outside.xreplace(frozen), inside.xreplace(frozen)
+    return outside, inside
 
 
 def divided(expr: sp.Expr, rad: sp.Expr) -> sp.Expr:
     """The numerator as quotient * rad + rest where that reads better: (a rad + b)/.. in the kernel of GELU."""
-    if rad in (1, Delta) or not rad.has(q12, Delta) or sp.count_ops(expr) > 60:
+    if rad in (1, Delta) or not rad.has(q12, Delta) or _longer(expr, 400) or sp.count_ops(expr) > 60:
         return expr
     numerator, denominator = expr.as_numer_denom()
-    both = [sp.expand(x.xreplace({Delta: SUBTRACTED})) for x in (numerator, rad)]
+    both = [multiplied_out(x.xreplace({Delta: SUBTRACTED})) for x in (numerator, rad)]
     if len(sp.Add.make_args(both[0])) > 30 or not all(x.is_polynomial(q11, q12, q22) for x in both):
         return expr
     quotients, rest = sp.reduced(both[0], [both[1]], q11, q22, q12)
@@ -191,7 +197,11 @@ def divided(expr: sp.Expr, rad: sp.Expr) -> sp.Expr:
         return expr
     quotient = quotients[0]
     candidate = tidy(quotient) * rad + tidy(rest)
-    return candidate / denominator if ugliness(candidate) < ugliness(sp.expand(numerator)) else expr
+    return candidate / denominator if ugliness(candidate) < ugliness(multiplied_out(numerator)) else expr
+
+
+def _longer(expr: sp.Expr, nodes: int) -> bool:
+    return next(islice(sp.preorder_traversal(expr), nodes, None), None) is not None
 
 
 def horner(terms: dict, values) -> sp.Expr:
@@ -214,18 +224,40 @@ def parts(expr: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
     """Real and imaginary part of a complex sum of products in real symbols, Delta among them, multiplied out.
 
     As SymPy's `expand` would, which takes a hundred times as long; denominators and functions stay as they are."""
-    atoms = list(dict.fromkeys(_atoms(expr)))
-    split = {a: a.as_real_imag() for a in atoms if a != sp.I and a.has(sp.I)}
+    split = {a: a.as_real_imag() for a in set(_atoms(expr)) if a != sp.I and a.has(sp.I)}
     if split:
         return parts(expr.xreplace({a: x + sp.I * y for a, (x, y) in split.items()}))
-    atoms = [sp.I, *(a for a in atoms if a != sp.I)]
-    context = flint.fmpq_mpoly_ctx.get([f"x{i}" for i in range(len(atoms))], flint.Ordering.lex)
-    gens = dict(zip(atoms, context.gens(), strict=True)) | {None: context.constant(1)}
-    product = divmod(_multiplied(expr, gens), gens[sp.I] ** 2 + 1)[1]
+    product, (_, *atoms) = _multiplied(expr, sp.I)
+    i = product.context().gens()[0]
     sides: tuple[list[sp.Expr], list[sp.Expr]] = ([], [])
-    for (i, *powers), c in product.to_dict().items():
-        sides[i].append(_product(c, powers, atoms[1:]))
+    for (power, *powers), c in divmod(product, i**2 + 1)[1].to_dict().items():
+        sides[power].append(_product(c, powers, atoms))
     return sp.Add(*sides[0]), sp.Add(*sides[1])
+
+
+def multiplied_out(expr: sp.Expr) -> sp.Expr:
+    """SymPy's `expand` of a sum of products, much faster; denominators and functions stay as they are."""
+    product, atoms = _multiplied(expr)
+    return _expression(product.to_dict(), atoms)
+
+
+def _multiplied(expr: sp.Expr, *first: sp.Expr):
+    """The FLINT polynomial in the `_atoms`, and these, with the ones that are given before the others."""
+    atoms = list(dict.fromkeys((*first, *_atoms(expr))))
+    context = flint.fmpq_mpoly_ctx.get([f"x{i}" for i in range(len(atoms))], flint.Ordering.lex)
+    gens = dict(zip(atoms, context.gens(), strict=True))
+
+    def polynomial(e):
+        if e.is_Rational:
+            return context.constant(flint.fmpq(int(e.p), int(e.q)))
+        if e.is_Add or e.is_Mul:
+            return reduce(operator.add if e.is_Add else operator.mul, map(polynomial, e.args))
+        if e.is_Pow and e.args[1].is_Integer:
+            x, n = e.args
+            return polynomial(x) ** int(n) if n > 0 else gens[1 / x] ** -int(n)
+        return gens[e]
+
+    return polynomial(expr), atoms
 
 
 def _atoms(e: sp.Expr) -> Iterator[sp.Expr]:
@@ -237,18 +269,6 @@ def _atoms(e: sp.Expr) -> Iterator[sp.Expr]:
         yield from _atoms(e.args[0]) if e.args[1] > 0 else (1 / e.args[0],)
     elif not e.is_Rational:
         yield e
-
-
-def _multiplied(e: sp.Expr, gens):
-    """The FLINT polynomial in the `_atoms`."""
-    if e.is_Rational:
-        return gens[None] * flint.fmpq(int(e.p), int(e.q))
-    if e.is_Add or e.is_Mul:
-        return reduce(operator.add if e.is_Add else operator.mul, (_multiplied(a, gens) for a in e.args))
-    if e.is_Pow and e.args[1].is_Integer:
-        x, n = e.args
-        return _multiplied(x, gens) ** int(n) if n > 0 else gens[1 / x] ** -int(n)
-    return gens[e]
 
 
 # ---- power series in the cosine -------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from scipy.special import erf, ndtr
 
 TOLERANCE = 1e-8  # of sqrt(k11 k22), for the quadrature below, which reaches 1e-12
 BEYOND = 1e-20  # what the quadrature does not see
-REACH, WIDTH, NODES = 10.0, 0.5, 12  # of the quadrature: standard deviations, panels, points in each
+REACH, WIDTH, NODES = 10.0, 0.5, 12  # of the quadrature: standard deviations beyond the peak, panels, points in each
 STUCK = 2.0  # seconds that a text may take in the parser
 LONG = 10.0  # seconds that an expression may take to derive; counted, no error
 Function = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # t -> value, derivative
@@ -46,12 +46,13 @@ Function = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # t -> value, 
 
 
 class Piece(NamedTuple):
-    """A formula as text, as numbers with their derivative, and where it breaks or jumps."""
+    """A formula as text, as numbers with their derivative, where it breaks or jumps, and beta of its exp(beta t)."""
 
     text: str
     f: Function
     breaks: tuple[float, ...] = ()
     jumps: bool = False
+    rise: float = 0.0
 
 
 def number(r: random.Random, signed: bool = True) -> Fraction:
@@ -83,7 +84,7 @@ def exponential(r: random.Random) -> Piece:
         value = np.exp(-x * t * t + y * t)
         return value, (y - 2 * x * t) * value
 
-    return Piece(f"exp(-({a})*t**2 + ({b})*t)", f)
+    return Piece(f"exp(-({a})*t**2 + ({b})*t)", f, rise=abs(y))
 
 
 def gate(r: random.Random) -> Piece:
@@ -117,7 +118,7 @@ def times(a: Piece, b: Piece) -> Piece:
         (v, d), (w, e) = a.f(t), b.f(t)
         return v * w, d * w + v * e
 
-    return Piece(f"{a.text}*{b.text}", f, a.breaks + b.breaks, a.jumps or b.jumps)
+    return Piece(f"{a.text}*{b.text}", f, a.breaks + b.breaks, a.jumps or b.jumps, a.rise + b.rise)
 
 
 def plus(a: Piece, b: Piece) -> Piece:
@@ -125,7 +126,7 @@ def plus(a: Piece, b: Piece) -> Piece:
         (v, d), (w, e) = a.f(t), b.f(t)
         return v + w, d + e
 
-    return Piece(f"{a.text} + {b.text}", f, a.breaks + b.breaks, a.jumps or b.jumps)
+    return Piece(f"{a.text} + {b.text}", f, a.breaks + b.breaks, a.jumps or b.jumps, max(a.rise, b.rise))
 
 
 def atom(r: random.Random) -> Piece:
@@ -148,10 +149,11 @@ def expression(r: random.Random) -> Piece:
 X, W = np.polynomial.legendre.leggauss(NODES)
 
 
-def _panels(breaks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights over [-REACH, REACH], panels cut at the breaks, for every row of them: (rows, nodes)."""
-    edges = np.arange(-REACH, REACH + WIDTH / 2, WIDTH)
-    rows = np.concatenate([np.broadcast_to(edges, (len(breaks), len(edges))), np.clip(breaks, -REACH, REACH)], axis=1)
+def _panels(breaks: np.ndarray, tilt: float) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights for exp(tilt x) and less, panels cut at the breaks, for every row of them: (rows, nodes)."""
+    reach = WIDTH * math.ceil((REACH + tilt) / WIDTH)
+    edges = np.arange(-reach, reach + WIDTH / 2, WIDTH)
+    rows = np.concatenate([np.broadcast_to(edges, (len(breaks), len(edges))), np.clip(breaks, -reach, reach)], axis=1)
     rows = np.sort(rows, axis=1)
     low, half = rows[:, :-1, None], np.diff(rows, axis=1)[:, :, None] / 2
     nodes = (low + half * (1 + X)).reshape(len(rows), -1)
@@ -162,16 +164,16 @@ def expectation(f: Piece, g: Piece, q12: float, q11: float, q22: float) -> tuple
     """E[f(u) g(v)] and E[f'(u) g'(v)], for u = sqrt(q11) x and v = (q12 x + sqrt(delta) z)/sqrt(q11)."""
     a, s = math.sqrt(q11), math.sqrt(max(q11 * q22 - q12 * q12, 0.0) / q11)
     # f breaks at x = d/a; along z, g breaks at (d - q12 x/a)/s
-    x, wx = (part[0] for part in _panels(np.array(f.breaks)[None, :] / a))
+    x, wx = (part[0] for part in _panels(np.array(f.breaks)[None, :] / a, a * f.rise + abs(q12) / a * g.rise))
     along = (np.array(g.breaks)[None, :] - (q12 / a) * x[:, None]) / s
-    z, wz = _panels(along)
+    z, wz = _panels(along, s * g.rise)
     v, dv = g.f((q12 / a) * x[:, None] + s * z)
     u, du = f.f(a * x)
     return float(np.sum(wx * u * np.sum(wz * v, axis=1))), float(np.sum(wx * du * np.sum(wz * dv, axis=1)))
 
 
 def second_moment(f: Piece, q: float) -> tuple[float, float]:
-    x, w = (part[0] for part in _panels(np.array(f.breaks)[None, :] / math.sqrt(q)))
+    x, w = (part[0] for part in _panels(np.array(f.breaks)[None, :] / math.sqrt(q), 2 * math.sqrt(q) * f.rise))
     u, du = f.f(math.sqrt(q) * x)
     return float(np.sum(w * u * u)), float(np.sum(w * du * du))
 
