@@ -85,10 +85,10 @@ def _powers(factors: tuple[sp.Expr, ...]) -> tuple[tuple[sp.Expr, sp.Expr], ...]
 
 def _power(x: arb, n: sp.Expr, env) -> arb:
     if n.is_Integer:  # by multiplication: arb's power of a ball around zero is NaN
-        out = ONE
-        for _ in range(abs(int(n))):
+        out, k = ONE, int(n)
+        for _ in range(abs(k)):
             out *= x
-        return out if n > 0 else 1 / out
+        return out if k > 0 else 1 / out
     if n.is_Rational and n.q == 2:
         return x.sqrt() ** int(n.p)
     return x ** ball(n, env)

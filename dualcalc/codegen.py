@@ -29,7 +29,7 @@ from .atoms import NoClosedForm
 from .dual import Dual, derive, exact, resolve
 from .parsing import check_name, q11, q12, q22
 from .printing import body, guard, inner, literal, statements, text
-from .rational import Delta
+from .rational import Delta, longer
 
 TARGETS = ("jax", "numpy", "numba", "torch", "latex")
 TOL, NORMS = 1e-6, (1e-3, 10.0)
@@ -493,8 +493,8 @@ def _docstring(dual: Dual, target: str, worst: float) -> str:
     rows = [
         *_wrap("Dual activation of ", f"{what}, for {target}."),
         "",
-        *_wrap("k      = ", str(dual.k)),
-        *_wrap("kdot   = ", refusal(dual) or str(dual.kdot)),
+        *_wrap("k      = ", _formula(dual, 0)),
+        *_wrap("kdot   = ", refusal(dual) or _formula(dual, 1)),
         f"domain: {dual.domain}",
         *_wrap("source: ", dual.source or "a SymPy expression"),
         *_wrap("error:  ", error),
@@ -504,6 +504,13 @@ def _docstring(dual: Dual, target: str, worst: float) -> str:
     ]
     safe = "\n".join(rows).replace("\\", "\\\\").replace('"""', "'''")
     return f'"""{safe}\n"""'
+
+
+def _formula(dual: Dual, order: int) -> str:
+    terms = [] if dual.activation is None else dual.member(order, order)
+    if longer(sp.Tuple(*(e for x in terms for e in (x.coef, x.rad, x.head))), 1500):
+        return f"{len(terms)} terms, which are too long for this page; the code below has them"
+    return str(dual.kdot if order else dual.k)
 
 
 def checks_exist(worst: float) -> bool:

@@ -91,11 +91,10 @@ def _pair_exponentials(terms: list[Term]) -> list[Term]:
 
 
 def _mirrored(a: Term, b: Term) -> bool:
-    both = isinstance(a.head, sp.exp) and isinstance(b.head, sp.exp) and a.rad == b.rad
-    bounded = a.rad != 1 or not (a.coef / b.coef).has(q11, q12, q22, Delta)
-    return bool(
-        both and bounded and a.head.args[0].has(q12) and sp.expand(a.head.args[0].subs(q12, -q12) - b.head.args[0]) == 0
-    )
+    if not (isinstance(a.head, sp.exp) and isinstance(b.head, sp.exp) and a.rad == b.rad and a.head.has(q12)):
+        return False
+    mirrored = sp.expand(a.head.args[0].subs(q12, -q12) - b.head.args[0]) == 0
+    return mirrored and (a.rad != 1 or not (a.coef / b.coef).has(q11, q12, q22, Delta))
 
 
 def _gap(e: sp.Expr) -> sp.Expr:

@@ -186,7 +186,7 @@ def split_radical(rad: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
 
 def divided(expr: sp.Expr, rad: sp.Expr) -> sp.Expr:
     """The numerator as quotient * rad + rest where that reads better: (a rad + b)/.. in the kernel of GELU."""
-    if rad in (1, Delta) or not rad.has(q12, Delta) or _longer(expr, 400) or sp.count_ops(expr) > 60:
+    if rad in (1, Delta) or not rad.has(q12, Delta) or longer(expr, 400) or sp.count_ops(expr) > 60:
         return expr
     numerator, denominator = expr.as_numer_denom()
     both = [multiplied_out(x.xreplace({Delta: SUBTRACTED})) for x in (numerator, rad)]
@@ -200,7 +200,8 @@ def divided(expr: sp.Expr, rad: sp.Expr) -> sp.Expr:
     return candidate / denominator if ugliness(candidate) < ugliness(multiplied_out(numerator)) else expr
 
 
-def _longer(expr: sp.Expr, nodes: int) -> bool:
+def longer(expr: sp.Basic, nodes: int) -> bool:
+    """Whether an expression has more nodes than that; a long one is not walked to its end."""
     return next(islice(sp.preorder_traversal(expr), nodes, None), None) is not None
 
 
