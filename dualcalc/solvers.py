@@ -177,9 +177,13 @@ def _times(K: Any, ridge: float, rows: int, v: np.ndarray) -> np.ndarray:
         band = _band(K, first, stop)
         out[first:stop] += band @ v[first:]
         out[stop:] += band[:, stop - first :].T @ v[first:stop]
-    if not np.isfinite(out).all():
+    return _finite(out)
+
+
+def _finite(numbers: np.ndarray) -> np.ndarray:
+    if not np.isfinite(numbers).all():
         raise ValueError("the matrix has NaN or infinite entries; compute it again")
-    return out
+    return numbers
 
 
 # Cholesky -----------------------------------------------------------------------------------------------------------
@@ -278,7 +282,7 @@ def _preconditioner(
         order = np.argsort(indices)
         found = np.empty((n, len(indices)))
         found[:, order] = np.asarray(getattr(K, "oindex", K)[indices[order]], float).T
-        return found
+        return _finite(found)
 
     eps = float(np.finfo(K.dtype).eps)
     chosen, values = pivoted(columns, diagonal, count, eps, np.random.default_rng(random_state))

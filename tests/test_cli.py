@@ -438,14 +438,18 @@ def test_solve(data, method):
     refused = run("solve", data / "K.npy", *options, "-o", data / "b.npy", "--tol", "0", "--json", code=1)
     assert not json.loads(refused.stdout)["converged"] and f"--guess {data / 'b.npy'}" in refused.stderr
     run("solve", data / "K.npy", *options, "--guess", data / "b.npy", "-o", data / "c.npy")
+    np.savez(data / "K.npz", K=K)
     for bad in (
         ("X.npy",),
         ("no.npy",),
+        ("K.npz",),
         ("K.zarr", "--get", "nngp"),
         ("K.npy", "--memory", "1e-7", "--method", "cholesky"),
     ):
         run("solve", data / bad[0], *options, *bad[1:], "-o", data / "d.npy", code=2)
     assert not (data / "d.npy").exists()
+    refused = run("solve", data / "K.npy", *options, "-o", data / "K.npy", "--force", code=2)
+    assert "choose another name" in refused.stderr and np.array_equal(np.load(data / "K.npy"), K)
 
 
 def test_kernel_without_closed_form(data):

@@ -172,6 +172,7 @@ BAD = [
     ((-np.eye(3), np.ones(3), 0.5), {"method": "cg"}, "diagonal"),
     ((np.full((3, 3), np.nan), np.ones(3), 0.5), {}, "NaN"),
     ((np.full((3, 3), np.nan), np.ones(3), 0.5), {"method": "cg", "rank": 0}, "NaN"),
+    ((np.array([[1, np.nan], [np.nan, 1]]), np.ones(2), 0.5), {"method": "cg"}, "the matrix has NaN"),
 ]
 
 

@@ -189,8 +189,8 @@ def progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
 # Files ------------------------------------------------------------------------------------------------------------
 
 
-def check_writable(path: Path, force: bool) -> None:
-    """Refuse early what could not be written at the end."""
+def check_writable(path: Path, force: bool, *read: Path | None) -> None:
+    """Refuse early what could not be written at the end, and what replaces a file that is `read`."""
     if path == Path():
         raise Failure("an empty name or '.' came for a file to write; give it a name")
     if path.exists() and not path.is_file():
@@ -199,6 +199,8 @@ def check_writable(path: Path, force: bool) -> None:
         raise Failure(f"{path} exists already; --force replaces it")
     if not path.parent.is_dir():
         raise Failure(f"{path.parent}: no such folder; create it first")
+    if path.exists() and any(other and other.exists() and other.samefile(path) for other in read):
+        raise Failure(f"{path} is read here; choose another name for what is written")
 
 
 def write_file(path: Path, write: Callable[[Any], None], force: bool = False) -> None:

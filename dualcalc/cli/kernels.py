@@ -144,9 +144,7 @@ def kernel(
     if sum(given is not None for given in (workers, scheduler, part)) > 1:
         raise click.UsageError("give one of --workers, --scheduler and --tiles")
     if output is not None and not tiled:
-        check_writable(output, force)
-        if output.exists() and any(path and path.exists() and path.samefile(output) for path in (data, data2)):
-            raise Failure(f"{output}: the data is read from there; choose another name for the kernel")
+        check_writable(output, force, data, data2)
     X = read_inputs(data)
     Y = None if data2 is None else read_inputs(data2)
     start = time.perf_counter()
@@ -230,7 +228,7 @@ def solve(
     where its factor, 8 n^2 bytes, fits into --memory, or into a --scratch folder; by preconditioned conjugate gradients
     beyond. Exit code 1 where the residual stays above --tol: the coefficients are written all the same.
     """
-    check_writable(output, force)
+    check_writable(output, force, kernel, targets)
     with working("solving"):
         import numpy as np
 
@@ -313,9 +311,7 @@ def features(
         if not plan:
             raise click.UsageError("give -o FILE.npy for the features, or --plan")
     else:
-        check_writable(output, force)
-        if output.exists() and data.exists() and data.samefile(output):
-            raise Failure(f"{output}: the data is read from there; choose another name for the features")
+        check_writable(output, force, data)
     X = read_inputs(data)
     start = time.perf_counter()
     with working("computing features"):

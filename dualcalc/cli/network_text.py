@@ -178,9 +178,12 @@ def read_array(path: Path, mapped: bool = False) -> Any:
     import numpy as np
 
     try:
-        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise Failure(f"{path}: no array that can be read safely ({error}); write it with numpy.save") from None
+    if not isinstance(array, np.ndarray):
+        raise Failure(f"{path}: got an archive; expected one array, as numpy.save writes it")
+    return array
 
 
 def read_inputs(path: Path) -> Any:
@@ -188,11 +191,10 @@ def read_inputs(path: Path) -> Any:
     import numpy as np
 
     data = read_array(path)
-    if not isinstance(data, np.ndarray) or data.ndim not in (2, 4) or 0 in data.shape or data.dtype.kind not in "biuf":
-        got = f"shape {data.shape}, type {data.dtype}" if isinstance(data, np.ndarray) else "an archive"
+    if data.ndim not in (2, 4) or 0 in data.shape or data.dtype.kind not in "biuf":
         raise Failure(
-            f"{path}: got {got}; expected real numbers in a .npy file: one matrix (rows, features), or images "
-            "(images, height, width, channels)"
+            f"{path}: got shape {data.shape}, type {data.dtype}; expected real numbers in a .npy file: one matrix "
+            "(rows, features), or images (images, height, width, channels)"
         )
     wide = np.float32 if data.dtype in (np.float16, np.float32) else np.float64
     return data.astype(wide, copy=False)
