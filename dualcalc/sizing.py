@@ -25,6 +25,8 @@ __all__ = ["KernelEstimate", "MomentsEstimate", "kernel", "moments"]
 
 TILE = 2048
 """Rows and columns of a chunk: 16.8 MB of float32, so that a million rows make a quarter of a million files."""
+ENOUGH = 4.0
+"""Seconds of computation from which a rate is known: fewer rows than a tile are repeated up to that."""
 DISK = 5e8
 """Bytes per second that a shared disk gives all workers together, if not said."""
 
@@ -139,15 +141,22 @@ def kernel(
 ) -> KernelEstimate:
     """What `cluster.write` of so many rows takes.
 
-    X      some of the rows, at least two; a tile of them is computed twice (the first time compiles)
+    X      some of the rows, at least two; a tile of them is computed twice (the first time compiles). Of fewer, whose
+           rate would be that of the calls, repetitions are computed too
     rows   of the whole, such as 10**6
     disk   bytes per second of all workers together
     price  of a core hour, in any money
     """
     _positive(rows=rows, workers=workers, tile=tile, disk=disk, price=price)
-    sample = np.asarray(X)[:tile]
-    work = net.work(sample, None, get, tile=tile)
-    measured = gram.calibrate(work.plan, work.bound, work.rows, marks=work.mend is not None)
+    X = np.asarray(X)
+    count, done = min(len(X), tile), 0
+    while count >= 2 * done:
+        done = count
+        sample = np.resize(X, (count, *X.shape[1:]))
+        work = net.work(sample, None, get, tile=tile)
+        measured = gram.calibrate(work.plan, work.bound, work.rows, marks=work.mend is not None)
+        seconds = count**2 / (measured.pairs_per_second or math.inf)
+        count = min(tile, rows, int(count * math.sqrt(ENOUGH / max(seconds, 1e-6))))
     leaves = jax.tree.leaves(work.rows)
     plan = gram.plan(
         rows,

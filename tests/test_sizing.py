@@ -33,6 +33,12 @@ def test_the_rate_is_that_of_the_tile_on_a_core(million):
     assert here / 30 < million.plan.pairs_per_second < here * 30
 
 
+def test_the_rate_of_few_rows_is_no_rate_of_calls():
+    """Three rows, of which a tile is made: a sixtieth of a tile's rate, or less, where nine pairs are measured."""
+    few, many = (sizing.kernel(NET, x, 10**6, workers=1, tile=512) for x in (X[:3], np.tile(X, (8, 1))))
+    assert few.plan.pairs_per_second > many.plan.pairs_per_second / 20
+
+
 def test_what_it_says(million):
     lines = str(million).splitlines()
     assert lines[0] == "1,000,000 x 1,000,000 pairs, 1 kernel(s) of float32, on 64 workers"
