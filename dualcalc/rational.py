@@ -189,13 +189,18 @@ def divided(expr: sp.Expr, rad: sp.Expr) -> sp.Expr:
     if rad in (1, Delta) or not rad.has(q12, Delta) or longer(expr, 400) or sp.count_ops(expr) > 60:
         return expr
     numerator, denominator = expr.as_numer_denom()
-    both = [multiplied_out(x.xreplace({Delta: SUBTRACTED})) for x in (numerator, rad)]
-    if len(sp.Add.make_args(both[0])) > 30 or not all(x.is_polynomial(q11, q12, q22) for x in both):
+    gens = (q11, q22, q12)
+    (top, above), (by, below) = (_multiplied(x.xreplace({Delta: SUBTRACTED}), *gens) for x in (numerator, rad))
+    others = {*above, *below} - {*gens}
+    if len(top) > 30 or any(x.has(*gens) for x in others):
         return expr
-    quotients, rest = sp.reduced(both[0], [both[1]], q11, q22, q12)
-    if not quotients or quotients[0] == 0:
+    if not others:
+        quotient, rest = (_expression(x.to_dict(), gens) for x in divmod(top, by))
+    else:  # parameters and irrational numbers are coefficients, by which FLINT does not divide
+        both = _expression(top.to_dict(), above), _expression(by.to_dict(), below)
+        (quotient,), rest = sp.reduced(both[0], [both[1]], *gens)
+    if quotient == 0:
         return expr
-    quotient = quotients[0]
     candidate = tidy(quotient) * rad + tidy(rest)
     return candidate / denominator if ugliness(candidate) < ugliness(multiplied_out(numerator)) else expr
 
