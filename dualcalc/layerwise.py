@@ -526,7 +526,7 @@ def _errors(table, layer: Activation, pixels: Signal, ntk: bool) -> tuple[float,
 CUT = 100
 """Directions of the kernel with the anchors that are below so many eps of the largest are rounding."""
 
-SLACK = 0.5, 0.15
+SLACK = 0.5, 0.08
 """A root leaves out its least directions, which the next convolution then need not look at, up to this share of the
 trace that the anchors miss anyway: of q where it only serves Theta, and of the kernel that was asked for."""
 
