@@ -162,11 +162,13 @@ def _panels(breaks: np.ndarray, tilt: float) -> tuple[np.ndarray, np.ndarray]:
 
 def expectation(f: Piece, g: Piece, q12: float, q11: float, q22: float) -> tuple[float, float]:
     """E[f(u) g(v)] and E[f'(u) g'(v)], for u = sqrt(q11) x and v = (q12 x + sqrt(delta) z)/sqrt(q11)."""
+    if g.breaks and not f.breaks:  # the same panels for every x are found once
+        return expectation(g, f, q12, q22, q11)
     a, s = math.sqrt(q11), math.sqrt(max(q11 * q22 - q12 * q12, 0.0) / q11)
     # f breaks at x = d/a; along z, g breaks at (d - q12 x/a)/s
     x, wx = (part[0] for part in _panels(np.array(f.breaks)[None, :] / a, a * f.rise + abs(q12) / a * g.rise))
     along = (np.array(g.breaks)[None, :] - (q12 / a) * x[:, None]) / s
-    z, wz = _panels(along, s * g.rise)
+    z, wz = _panels(along if g.breaks else along[:1], s * g.rise)
     v, dv = g.f((q12 / a) * x[:, None] + s * z)
     u, du = f.f(a * x)
     return float(np.sum(wx * u * np.sum(wz * v, axis=1))), float(np.sum(wx * du * np.sum(wz * dv, axis=1)))
