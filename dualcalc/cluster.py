@@ -84,7 +84,9 @@ class Store:
                 raise ValueError(f"{CONFIG} is of another kind")
             return cls(folder, config)
         except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"{folder}: no store of kernels ({error}); `write` makes one") from None
+            raise ValueError(
+                f"{folder}: no store of kernels ({error}); `kernel ... -o` or `cluster.write` makes one"
+            ) from None
 
     def array(self, name: str, mode: str = "r") -> zarr.Array:
         """A kernel ("nngp", "ntk"), or the inputs ("X", "Y")."""
@@ -136,9 +138,13 @@ class Store:
             raise ValueError(f"{name!r} came; the store has {' and '.join(names)}")
         missing = self.config["tiles"] - len(self.receipts())
         if missing:
-            raise ValueError(f"{self.path}: {missing} of {self.config['tiles']} tiles are missing; run `write` again")
+            raise ValueError(
+                f"{self.path}: {missing} of {self.config['tiles']} tiles are missing; write it again: the rest stays"
+            )
         if verify and (damaged := _sound(self, list(self.receipts().values())).count(False)):
-            raise ValueError(f"{self.path}: {damaged} of {self.config['tiles']} tiles are damaged; run `write` again")
+            raise ValueError(
+                f"{self.path}: {damaged} of {self.config['tiles']} tiles are damaged; write it again: the rest stays"
+            )
         return self.array(name or names[0])
 
     def read(self, name: str | None = None, verify: bool = True) -> np.ndarray:
@@ -619,6 +625,8 @@ def moments(
 ) -> Moments:
     """Z'Z, Z'y and the other sums of `ridge.Moments` over any number of rows; neither rows nor features are stored.
 
+    `moments(...).fit(ridge)` is the ridge regression from them.
+
     make     makes the feature map, from its seed: called once in every worker
     source   of (start, stop): these rows (b, d) and their targets (b,) or (b, t). They are asked for by any worker, and
              must be the same each time: read from a file, or drawn from a generator seeded by `start`
@@ -631,12 +639,12 @@ def moments(
     work = _Block(make, source, batch, _wide(), secrets.token_hex())
     spans = [(first, min(first + block, rows)) for first in range(0, rows, block)]
     if client is None:
-        return _tree([work(*span) for span in spans], Moments.__add__)
+        return _tree([work(*span) for span in spans], Moments.__add__).whole()
     # Of neighbours, so that two sums can go as soon as both are there; a worker holds a few.
     parts = [client.submit(work, *span, pure=False) for span in spans]
     total = _tree(parts, lambda a, b: client.submit(Moments.__add__, a, b, pure=False, priority=1))
     del parts
-    return total.result()
+    return total.result().whole()
 
 
 def _tree(parts: list[Any], add: Callable[[Any, Any], Any]) -> Any:

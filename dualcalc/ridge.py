@@ -15,7 +15,8 @@ accuracy at a fixed tiny ridge says nothing of the features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import eigh
@@ -28,7 +29,10 @@ RIDGES = np.logspace(-10, 2, 20)
 
 @dataclass
 class Moments:
-    """Sums over `count` rows, in float64: z (d,), y (t,), zz (d, d) in the lower triangle, zy (d, t), yy (t,)."""
+    """Sums over `count` rows, in float64: z (d,), y (t,), zz (d, d), zy (d, t), yy (t,).
+
+    While sums are collected, only the lower triangle of zz is filled; `whole` fills the other one.
+    """
 
     count: int
     z: np.ndarray
@@ -54,6 +58,18 @@ class Moments:
 
     def __sub__(self, other: Moments) -> Moments:
         return Moments(*(a - b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def whole(self) -> Moments:
+        """The same with both triangles of zz."""
+        return replace(self, zz=np.tril(self.zz) + np.tril(self.zz, -1).T)
+
+    def fit(self, ridge: float, intercept: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients w (d, t) and intercepts b (t,): the least sum of |y - b - z'w|^2 + ridge |w|^2 over the rows."""
+        if isinstance(ridge, bool) or not (math.isfinite(ridge) and ridge >= 0):
+            raise ValueError(f"ridge={ridge!r} came; a number of 0 or more was expected")
+        spectrum = Spectrum(self, intercept)
+        (w,) = spectrum.coefficients(np.array([ridge], float))
+        return w, spectrum.y - spectrum.z @ w
 
     def trace(self, intercept: bool) -> float:
         """The sum of squared lengths of the rows z, about their mean with an intercept."""

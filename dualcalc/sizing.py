@@ -41,7 +41,7 @@ class KernelEstimate:
     disk             bytes per second
     cholesky_bytes   memory of a factor in float64; `cholesky_core_seconds` of its computation
     step_seconds     of one step of conjugate gradients, which reads half of the matrix
-    price            of a core hour; None where it was not said
+    price            of a core hour, whether a worker computes or waits for the disk; None where it was not said
     """
 
     plan: gram.Plan
@@ -79,7 +79,7 @@ class KernelEstimate:
                 f"{plan.tile[1]}, at {readable(self.disk)} a second",
                 f"worker    {readable(plan.working_bytes)} of memory, beside JAX",
                 f"time      {_hours(self.seconds)}, by {bound}: {plan.pairs_per_second:.3g} pairs a second and core, "
-                f"measured here; {_core_hours(self.core_seconds, self.price)}",
+                f"measured here; {_core_hours(self.seconds * self.workers, self.price)}",
                 f"ridge     by Cholesky {readable(self.cholesky_bytes)} of memory, or half of it on the disk, and "
                 f"{_core_hours(self.cholesky_core_seconds, self.price)}; by conjugate gradients "
                 f"{_hours(self.step_seconds)} a step",
@@ -120,7 +120,8 @@ class MomentsEstimate:
         return "\n".join(
             [
                 f"{self.count:,} rows to sums of {self.columns:,} features, on {self.workers} workers",
-                f"output    {readable(self.sum_bytes)}, by {self.tasks:,} tasks that send as much each",
+                f"output    {readable(self.sum_bytes)}, by {self.tasks:,} tasks that send as much each"
+                + (f": {self.workers - self.tasks:,} workers have none" if self.tasks < self.workers else ""),
                 f"worker    {readable(self.worker_bytes)} of memory, beside JAX and the map itself",
                 f"time      {_hours(self.seconds)}: {self.count / self.core_seconds:,.0f} rows a second and core, "
                 f"measured here; {_core_hours(self.core_seconds, self.price)}",

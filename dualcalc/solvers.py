@@ -56,8 +56,13 @@ class Solution:
     rank: int
     seconds: float
 
+    @property
+    def steps(self) -> int:
+        """Of "cg"; 0 where the guess is as good as was asked."""
+        return max(len(self.history) - 1, 0)
+
     def __str__(self) -> str:
-        steps = f", {len(self.history) - 1} steps, preconditioner of rank {self.rank}" if self.method == "cg" else ""
+        steps = f", {self.steps} steps, preconditioner of rank {self.rank}" if self.method == "cg" else ""
         verdict = "converged" if self.converged else "NOT converged"
         return f"{verdict}: relative residual {self.residual:.2g} by {self.method}{steps}, {self.seconds:.1f} s"
 
@@ -83,7 +88,7 @@ def solve(
     y         (n,) or (n, targets)
     ridge     0 or more, in units of K
     method    "cholesky": n^3/3 multiplications. "cg": n^2 a step, and as many steps as the spectrum asks for. "auto":
-              the first where its factor, 8 n^2 bytes, fits into `memory`
+              the first where its factor, 8 n^2 bytes and some bands of it, fits into `memory`, or a `scratch` is given
     tol       the relative residual from which on a solution counts as converged, and "cg" ends
     memory    bytes that this may take
     scratch   a folder for the factor of "cholesky" where it does not fit: 4 n^2 bytes there, removed at the end
@@ -106,7 +111,7 @@ def solve(
             raise ValueError(f"{name}={value!r} came; a number of at least {least} was expected")
     fits = 8 * n * (n + 3 * min(BAND, n)) <= memory
     if method == "auto":
-        method = "cholesky" if fits else "cg"
+        method = "cholesky" if fits or scratch is not None else "cg"
     rows = _rows(K, n, memory)
     history: list[float] = []
     if method == "cholesky":

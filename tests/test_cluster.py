@@ -155,7 +155,7 @@ def test_reading_finds_what_is_missing_or_damaged(tmp_path):
     store = cluster.write(NET, data(N), tmp_path / "k.zarr", tile=TILE).store
     flip(store.path / "ntk" / "c" / "0" / "1")
     (store.path / "ntk" / "c" / "3" / "2").unlink()
-    with pytest.raises(ValueError, match="2 of 21 tiles are damaged; run `write` again"):
+    with pytest.raises(ValueError, match="2 of 21 tiles are damaged; write it again"):
         store.read()
     assert np.isnan(store.read(verify=False)).sum() == TILE * TILE
 
@@ -365,8 +365,17 @@ def test_moments_are_the_same_for_any_workers(client):
     alone = cluster.moments(features, drawn, rows, batch=512, block=1024)
     several = cluster.moments(features, drawn, rows, batch=512, block=1024, client=client)
     for name, value in vars(alone).items():
-        np.testing.assert_allclose(value, getattr(truth, name), rtol=1e-12)
+        np.testing.assert_allclose(value, getattr(truth.whole(), name), rtol=1e-12)
         assert np.array_equal(value, getattr(several, name))
+    Z, y = (np.concatenate(x) for x in zip(*((features()(X), y) for X, y in parts), strict=True))
+    np.testing.assert_allclose(alone.zz, Z.T @ Z, rtol=1e-10, atol=1e-10)
+    w, b = alone.fit(0.1)
+    centred = Z - Z.mean(axis=0)
+    expected = np.linalg.solve(centred.T @ centred + 0.1 * np.eye(16), centred.T @ (y - y.mean()))
+    np.testing.assert_allclose(w[:, 0], expected, rtol=1e-8)
+    np.testing.assert_allclose(b, y.mean() - Z.mean(axis=0) @ expected, rtol=1e-8)
+    with pytest.raises(ValueError, match="ridge=-1 came"):
+        alone.fit(-1)
     with pytest.raises(ValueError, match="block a multiple of batch"):
         cluster.moments(features, drawn, rows, batch=500, block=1024)
 

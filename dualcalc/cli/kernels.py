@@ -138,7 +138,9 @@ def kernel(
     if rows is not None and (data2 or scheduler or part):
         raise click.UsageError("--rows estimates the kernel of rows with themselves, on --workers; leave out the rest")
     if rows is None and not tiled and (workers or scheduler or part):
-        raise click.UsageError("--workers, --scheduler and --tiles need a store of tiles: -o FILE.zarr")
+        raise click.UsageError(
+            "--workers, --scheduler and --tiles need a store of tiles: -o FILE.zarr; --plan --workers needs --rows"
+        )
     if tiled and force:
         raise click.UsageError("--force replaces no store of tiles: a second call goes on with it; or remove it")
     if sum(given is not None for given in (workers, scheduler, part)) > 1:
@@ -247,9 +249,8 @@ def solve(
         found = solvers.solve(matrix, y, ridge, scratch=scratch, guess=start, **options)
         write_file(output, lambda file: np.save(file, found.coefficients), force)
     if as_json:
-        names = ("method", "residual", "converged", "rank", "seconds")
-        steps = max(len(found.history) - 1, 0)
-        print_json({"file": str(output), **{name: getattr(found, name) for name in names}, "steps": steps})
+        names = ("method", "residual", "converged", "rank", "seconds", "steps")
+        print_json({"file": str(output), **{name: getattr(found, name) for name in names}})
     else:
         click.echo(f"wrote {output}: {' x '.join(map(str, found.coefficients.shape))} coefficients")
         click.echo(found)
@@ -330,6 +331,9 @@ def features(
             from dualcalc import sizing
 
             _say(sizing.moments(chosen, X, rows or len(X), workers=workers or 1), as_json)
+            if not as_json:
+                size = f"{chosen.n_components} columns of {components} at most, fitted on {len(X)} rows"
+                click.echo(f"method    {choice.method}: {size}")
             return
         assert output is not None
         shape = len(X), chosen.n_components
