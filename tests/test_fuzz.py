@@ -8,7 +8,7 @@ import pytest
 import sympy as sp
 
 import dualcalc as dc
-from dualcalc import codegen
+from dualcalc import balls, codegen
 from dualcalc.parsing import ParseError, parse_activation, t
 
 from . import fuzz
@@ -75,3 +75,18 @@ def test_waves_with_a_phase_have_real_formulas(text):
     s = sp.lambdify(t, parse_activation(text))
     made = fuzz.Piece(text, lambda x: (s(x), 0 * x))
     assert float(module.k(0.4, 1.3, 0.7)) == pytest.approx(fuzz.expectation(made, made, 0.4, 1.3, 0.7)[0], rel=1e-9)
+
+
+def test_a_gate_far_in_its_tail_is_no_worse_than_its_module_says():
+    """A threshold at 6.7 standard deviations: kdot of 3e-13, the small difference of larger terms."""
+    dual = dc.derive("-exp(-t**2/2)*Phi(3*t/4 - 5)/4")
+    module = codegen.load(dc.emit(dual, "numpy"), "numpy")
+    q12, q11, q22 = -0.14965233511371911, 0.9318598521978446, 0.1183258909075049
+    with balls.precision(200):
+        truth, k11, k22 = (
+            float(balls.value(dual.member(1, 1), balls.environment(*q)).mid())
+            for q in ((q12, q11, q22), (q11, q11, q11), (q22, q22, q22))
+        )
+    stated = codegen.worst_error(dual, codegen.check_rows(dual)) * 2.0**-52
+    off = abs(float(module.kdot(q12, q11, q22)) - truth) / np.sqrt(k11 * k22)
+    assert off < min(stated, 1e-7) and truth == pytest.approx(3.2970319542373335e-13, rel=1e-12)
