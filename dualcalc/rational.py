@@ -198,7 +198,8 @@ def divided(expr: sp.Expr, rad: sp.Expr) -> sp.Expr:
         quotient, rest = (_expression(x.to_dict(), gens) for x in divmod(top, by))
     else:  # parameters and irrational numbers are coefficients, by which FLINT does not divide
         both = _expression(top.to_dict(), above), _expression(by.to_dict(), below)
-        (quotient,), rest = sp.reduced(both[0], [both[1]], *gens)
+        quotients, rest = sp.reduced(both[0], [both[1]], *gens)
+        quotient = sp.Add(*quotients)  # of one divisor one, or none
     if quotient == 0:
         return expr
     candidate = tidy(quotient) * rad + tidy(rest)

@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pytest
 import sympy as sp
+from scipy import special
 
 import dualcalc as dc
-from dualcalc import balls, codegen
+from dualcalc import atoms, balls, codegen, gaussian
 from dualcalc.parsing import ParseError, parse_activation, t
 
 from . import fuzz
@@ -90,3 +91,17 @@ def test_a_gate_far_in_its_tail_is_no_worse_than_its_module_says():
     stated = codegen.worst_error(dual, codegen.check_rows(dual)) * 2.0**-52
     off = abs(float(module.kdot(q12, q11, q22)) - truth) / np.sqrt(k11 * k22)
     assert off < min(stated, 1e-7) and truth == pytest.approx(3.2970319542373335e-13, rel=1e-12)
+
+
+NO_QUOTIENT = "t**3*erf(2*t)", "(-1 - t)*exp(-t**2 + t/2)*Phi(t/2 + 5/3)"
+
+
+def test_a_radical_that_divides_no_term():
+    """Of a numerator with irrational coefficients `sympy.reduced` then gives no quotient at all: a ValueError."""
+    f, g = (atoms.blocks(atoms.read(parse_activation(x))) for x in NO_QUOTIENT)
+    terms = gaussian.expectation(f, g)[0]
+    with balls.precision(200):
+        got = float(balls.value(terms, balls.environment(0.3, 0.8, 0.6)).mid())
+    first, second = (sp.lambdify(t, parse_activation(x), [{"erf": special.erf}, "numpy"]) for x in NO_QUOTIENT)
+    pieces = [fuzz.Piece("", lambda x, s=s: (s(x), 0 * x)) for s in (first, second)]
+    assert got == pytest.approx(fuzz.expectation(*pieces, 0.3, 0.8, 0.6)[0], rel=1e-10)
