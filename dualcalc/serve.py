@@ -28,6 +28,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 from . import catalog, site
 from .dual import drafted
+from .facts import Facts, facts, summary
 from .parsing import parse_activation
 
 __all__ = ["Limits", "Refused", "Server", "isolated", "typed"]
@@ -156,7 +157,7 @@ def _limit(limits: Limits) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (taken + limits.memory,) * 2)
 
 
-def typed(text: str, parameters: Mapping[str, Any]) -> site.Facts:
+def typed(text: str, parameters: Mapping[str, Any]) -> Facts:
     """The facts of an activation that is in no catalog; ValueError where it cannot be read."""
     try:
         entry, record = drafted("my_activation", expression=text, name="Your activation", parameters=parameters)
@@ -166,7 +167,7 @@ def typed(text: str, parameters: Mapping[str, Any]) -> site.Facts:
             example = ", ".join(f"{name}=1" for name in sorted(names))
             raise ValueError(f"got no value for {', '.join(sorted(names))}; give one, as {example}") from None
         raise
-    found = site.facts(entry, {}, record)
+    found = facts(entry, {}, record)
     if found["status"]["kind"] == "broken":
         raise ValueError(found["status"]["detail"])
     return found | {"notes": ""}
@@ -232,8 +233,8 @@ class Server(ThreadingHTTPServer):
         return ip_address(here).is_unspecified and _is_address(name.strip("[]"))
 
     @cached_property
-    def index(self) -> list[site.Facts]:
-        return [site.summary(entry) for entry in self.known.values()]
+    def index(self) -> list[Facts]:
+        return [summary(entry) for entry in self.known.values()]
 
     def entry(self, name: str) -> str:
         """The page or the JSON file of an entry, made once."""
@@ -257,13 +258,13 @@ class Server(ThreadingHTTPServer):
             self.making.release()
 
     def _make(self, id: str) -> None:
-        found = isolated(partial(site.facts, self.known[id], self.known.references), PAGE)
+        found = isolated(partial(facts, self.known[id], self.known.references), PAGE)
         at = list(self.known).index(id)
         before, after = self.index[at - 1] if at else None, (*self.index, None)[at + 1]
         self.pages[f"{id}.html"] = site.entry_page(self.environment, found, before, after)
         self.pages[f"{id}.json"] = site.as_json(found)
 
-    def derived(self, text: str, parameters: Mapping[str, Any]) -> site.Facts:
+    def derived(self, text: str, parameters: Mapping[str, Any]) -> Facts:
         """The facts of what was typed, in its turn."""
         if not self.queue.acquire(blocking=False):
             raise Refused(503, "two activations are being derived already; send yours again in a moment")
@@ -381,7 +382,7 @@ class Handler(BaseHTTPRequestHandler):
         self,
         text: str,
         parameters: str,
-        found: site.Facts | None = None,
+        found: Facts | None = None,
         values: Mapping[str, Any] = {},
         error: str = "",
         status: int = 200,

@@ -1,9 +1,8 @@
 """The browsable catalog: an index and a page per entry, as static files that open without a server or a network.
 
-`facts` gathers what a page says of one entry, as plain data that is also its JSON file, `summary` what the index says
-of one that is not derived yet; `build` renders the Jinja2 templates in `templates/`, autoescape on, and copies the
-style sheet, the script and uPlot beside them. The command line (`dualcalc catalog site`) and `serve.py` are the
-callers. Needs the extra `dualcalc[site]`.
+`build` renders what `facts.py` gathers by the Jinja2 templates in `templates/`, autoescape on, and copies the style
+sheet, the script and uPlot beside them. The command line (`dualcalc catalog site`) and `serve.py` are the callers.
+Needs the extra `dualcalc[site]`.
 """
 
 from __future__ import annotations
@@ -14,54 +13,33 @@ import multiprocessing
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
-from itertools import combinations_with_replacement
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
-import sympy as sp
 from latex2mathml.converter import convert
 from markupsafe import Markup
+from PIL import Image
 
-from . import codegen
-from .adapters import with_layer
-from .atoms import NoClosedForm
 from .catalog import Entry, Reference
-from .dual import Dual, from_entry, resolve
-from .expansions import hermite, second_moment
-from .parsing import q11, q12, q22
-from .plots import REACH, RESOLVED, activation_panel
-from .quadrature import Profile, profile
-from .verify import LAWS, Report, verify
+from .facts import Facts, facts
 
-__all__ = ["Site", "build", "facts", "is_site", "summary"]
+__all__ = ["Site", "build", "is_site"]
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 ASSETS = ("site.css", "site.js", "theme.js", "vendor/uPlot.iife.min.js", "vendor/uPlot.min.css", "vendor/uPlot.LICENSE")
 FONTS = sorted(f"vendor/fonts/{path.name}" for path in TEMPLATES.glob("vendor/fonts/*.woff2"))
 KATEX = ("vendor/katex.min.css", "vendor/KaTeX.LICENSE", *FONTS)  # beside them, where KaTeX typesets
-NORMS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0)  # q11 and q22 of the sliders
-ANGLES = 121  # cosines of equidistant angles: dense at c = +-1, where kernels are steep
-DIAGONAL = np.geomspace(1e-3, 50.0, 97)  # q, for the phase diagram
-GAP = 0.02  # of t, on both sides of a jump: a pixel or two
-INSIDE = 0.9  # of the domain of the norms
-TRUTHS = ("recorded", "fresh", "quadrature", "diagonal")  # laws against other sources; the badge has their worst error
-DEGREES = 40
-DIGITS = 7
 PATIENCE = 10.0  # seconds for one formula
 LONG = 300  # characters of LaTeX that KaTeX typesets
-ROUNDING = 1e-14  # what is below this share of the largest value is zero
-WIDE = 60  # characters of an exact value that is shown beside its number
-
-C = sp.Symbol("c", real=True)
-UNIT = {q11: sp.Integer(1), q22: sp.Integer(1), q12: C}
-Facts = dict[str, Any]
 
 
 class Site(NamedTuple):
@@ -73,334 +51,8 @@ class Site(NamedTuple):
     seconds: float
 
 
-# Facts ------------------------------------------------------------------------------------------------------------
-
-
-def _names(entry: Entry) -> Facts:
-    return {
-        "id": entry.id,
-        "title": entry.title,
-        "names": list(entry.names),
-        "expression": entry.expression,
-        "kernel": entry.kernel,
-        "table1": entry.table1,
-        "notes": entry.notes,
-    }
-
-
-def summary(entry: Entry) -> Facts:
-    """What the index shows of an entry, in milliseconds: its badge says what the entry declares, nothing is checked."""
-    says = "no closed form" if not entry.closed_form else "k only" if entry.jumps else "closed form"
-    found = _names(entry) | {"status": {"kind": "declared", "text": says}, "properties": {}}
-    try:
-        dual = from_entry(entry)
-        shape = _shape(_at_defaults(dual))
-        return found | {"properties": _properties(entry, dual, shape), "curve": shape and _curve(shape)}
-    except ValueError as error:
-        return found | {"status": {"kind": "broken", "text": "cannot be read", "detail": str(error)}}
-
-
-def facts(entry: Entry, references: Mapping[str, Reference], record: str = "") -> Facts:
-    """All that a page shows of an entry, as JSON can hold it. Never raises for what is wrong with an entry.
-
-    record   its YAML where it is in no file, and so has no id by which code could call it
-    """
-    found = _names(entry) | {
-        "parameters": {name: p.model_dump(mode="json") for name, p in entry.parameters.items()},
-        "references": [
-            {"role": role, "key": key, **references[key].model_dump(mode="json")}
-            for role, keys in entry.references
-            for key in keys
-        ],
-        "code": {"YAML": record or _yaml(entry)},
-    }
-    if cited := _bibtex(references, dict.fromkeys(key for _, keys in entry.references for key in keys)):
-        found["code"]["BibTeX"] = cited
-    try:
-        more = _derived(entry, entry.formula if record else entry.id)
-    except ValueError as error:
-        status = {"kind": "broken", "text": "cannot be read", "detail": str(error), "laws": []}
-        return found | {"status": status, "properties": {}}
-    return found | more | {"code": more["code"] | found["code"]}
-
-
-def _derived(entry: Entry, source: str) -> Facts:
-    """What follows from the formula; ValueError where it cannot be read."""
-    dual = from_entry(entry)
-    report = verify(entry)
-    at = _at_defaults(dual)
-    shape = _shape(at)
-    numeric = at.activation if report.reason else at  # an expression is read anew: refused, then approximated
-    kernel, diagonal = _sampled(numeric, shape)
-    return {
-        "formulas": None if report.reason else _formulas(dual),
-        "refused": report.reason or None,
-        "activation_latex": None if dual.activation is None else _latex(dual.activation),
-        "status": _status(entry, at, report),
-        "properties": _properties(entry, dual, shape),
-        "derivation": None if report.reason else _steps(dual.derivation.root),
-        "curve": None if shape is None else _curve(shape),
-        "spectrum": None if shape is None else _spectrum(shape),
-        "dual": kernel,
-        "diagonal": diagonal,
-        "code": _code(source, dual, numeric, report, shape),
-    }
-
-
-def _shape(dual: Dual) -> Profile | None:
-    """The activation as numbers, where there is one and it can be had."""
-    try:
-        return None if dual.activation is None else profile(dual)
-    except ValueError:
-        return None
-
-
-def _at_defaults(dual: Dual) -> Dual:
-    """With numbers for its parameters; still unevaluated, so that it need not have a closed form."""
-    values = {s.name: v for s, v in codegen.default_values(dual).items()}
-    if not values:
-        return dual
-    return dual.given(**values) if dual.activation is None else resolve(dual.activation, **values)
-
-
-def _status(entry: Entry, dual: Dual, report: Report) -> Facts:
-    """The badge, with the worst float64 error against values of another source, and the table of laws."""
-    says = {law.name: law.says for law in LAWS}
-    laws = [
-        {"law": r.law, "says": says.get(r.law, ""), "error": _number(r.error), "tolerance": r.tolerance}
-        | {"passed": r.passed, "note": r.note}
-        for r in report.results
-    ]
-    if not report.passed:
-        first = report.failures[0]
-        detail = f"{first.law}: error {first.error:.2g}, tolerance {first.tolerance:.0e}. {first.note}".rstrip()
-        return {"kind": "failed", "text": "verification failed", "detail": detail, "laws": laws}
-    if report.reason:
-        try:
-            tables = codegen.approximation(dual, codegen.TOL, codegen.NORMS)
-        except ValueError as error:
-            return {"kind": "open", "text": "no closed form", "detail": str(error), "laws": []}
-        worst = max(error for error in tables.error_bound if error is not None and math.isfinite(error))
-        detail = f"{tables.method}, norms {tables.norms[0]:g} to {tables.norms[1]:g}; the bound is numerical, no proof"
-        text = f"no closed form, approximated to {worst:.0e}"
-        return {"kind": "open", "text": text, "detail": detail, "worst": _number(worst), "laws": []}
-    worst = max((r.error for r in report.results if r.law in TRUTHS), default=0.0)
-    what = "k verified, no kdot" if entry.kernel is None and dual.jumps else "verified"
-    return {
-        "kind": "verified",
-        "text": f"{what}, worst error {worst:.0e} against other sources",
-        "detail": f"{len(laws)} laws hold; errors are relative to sqrt(k11 k22), those of kdot to sqrt(kdot11 kdot22)",
-        "worst": _number(worst),
-        "laws": laws,
-    }
-
-
-def _properties(entry: Entry, dual: Dual, shape: Profile | None) -> dict[str, bool]:
-    """What the index filters by."""
-    try:
-        homogeneous = dual.homogeneity is not None
-    except NoClosedForm:
-        homogeneous = False
-    return {
-        "closed": entry.closed_form,
-        "homogeneous": homogeneous,
-        "smooth": shape is not None and not shape.breaks,
-        "bounded": shape is not None and _bounded(shape),
-        "table1": entry.table1 is not None,
-    }
-
-
-def _bounded(shape: Profile) -> bool:
-    """By values: nothing out to 1e8 exceeds what is seen within 100."""
-    near, far = np.linspace(0, 100, 20001), np.geomspace(100, 1e8, 4001)
-    inner, outer = (np.abs(np.concatenate([shape(x), shape(-x)])) for x in (near, far))
-    return bool(np.isfinite(outer).all() and outer.max() <= 1.001 * inner.max())
-
-
-def _formulas(dual: Dual) -> Facts:
-    """k and kdot: in general, at q11 = q22 = 1, and there at c = -1, 0, 1."""
-    both: dict[str, sp.Expr | None] = {"k": dual.k}
-    reason = None
-    try:
-        both["kdot"] = dual.kdot
-    except NoClosedForm as refused:
-        both["kdot"], reason = None, str(refused)
-    out: Facts = {"domain": dual.domain, "kdot_refused": reason}
-    for name, general in both.items():
-        if general is not None:
-            unit = general.xreplace(UNIT).doit()
-            out[name] = {"text": str(general), "latex": _latex(general), "lines": _lines(general)}
-            out[name] |= {"unit": {"text": str(unit), "latex": _latex(unit), "lines": _lines(unit)}}
-            out[name] |= {"limits": {str(c): _limit(unit, c) for c in (-1, 0, 1)}}
-    return out
-
-
-def _limit(unit: sp.Expr, c: int) -> Facts | None:
-    """The exact value where substitution gives a short one."""
-    value = unit.xreplace({C: sp.Integer(c)})
-    if value.has(sp.nan, sp.zoo, sp.oo) or len(str(value)) > WIDE:
-        return None
-    return {"text": str(value), "latex": _latex(value)}
-
-
-def _latex(e: sp.Expr) -> str:
-    return sp.latex(e).replace(r"\operatorname{Phi}_{2}", r"\Phi_{2}").replace(r"\operatorname{Phi2}", r"\Phi_{2}")
-
-
-def _lines(e: sp.Expr) -> list[str]:
-    """A long sum as one line per summand, signs first."""
-    if not e.is_Add or len(str(e)) < 2 * WIDE:
-        return [_latex(e)]
-    rows = [_latex(term) for term in e.as_ordered_terms()]
-    return [rows[0], *(f"{{}} {row}" if row.startswith("-") else f"{{}} + {row}" for row in rows[1:])]
-
-
-def _steps(step: Any) -> Facts:
-    return {"rule": step.rule, "says": step.statement, "steps": [_steps(child) for child in step.children]}
-
-
-# Numbers ----------------------------------------------------------------------------------------------------------
-
-
-def _number(x: float) -> float | None:
-    """JSON has no infinity and no NaN."""
-    return float(f"{x:.{DIGITS}g}") if math.isfinite(x) else None
-
-
-def _numbers(values: Iterable[float]) -> list[float | None]:
-    return [_number(float(x)) for x in values]
-
-
-def _curve(shape: Profile) -> Facts:
-    """s and s' on one grid, None at their jumps."""
-    curves = activation_panel(shape).curves
-    jumps = np.unique(np.concatenate([curve.x[~np.isfinite(curve.y)] for curve in curves]))
-    x = np.linspace(-REACH, REACH, 241)
-    near = np.abs(x[:, None] - jumps).min(axis=1, initial=math.inf)
-    x = np.unique(np.concatenate([x[near > GAP], jumps, *(np.clip(jumps + d, -REACH, REACH) for d in (-GAP, GAP))]))
-    out: Facts = {"t": _numbers(x)}
-    for curve in curves:
-        known = np.isfinite(curve.y)
-        y = np.interp(x, curve.x[known], curve.y[known])
-        y[np.isin(x, curve.x[~known])] = np.nan
-        out[curve.label] = _numbers(y)
-    return out
-
-
-def _spectrum(shape: Profile) -> list[float | None]:
-    """chat_j^2 / E[s^2] at norm 1; None where it is rounding, [] where s is not square-integrable there."""
-    try:
-        squares = hermite(shape, DEGREES, 1.0) ** 2 / second_moment(shape, 1.0)
-    except ValueError:
-        return []
-    return [_number(x) if x > RESOLVED else None for x in squares]
-
-
-def _sampled(dual: Dual | sp.Expr, shape: Profile | None) -> tuple[Facts | None, Facts | None]:
-    """k and kdot over c for pairs of norms (k is symmetric in them), and over q at c = 1, by the NumPy code."""
-    try:
-        module = codegen.load(codegen.emit(dual, "numpy"), "numpy")
-    except ValueError:
-        return None, None
-    ntk = shape is None or not shape.jumps
-    members: dict[str, Callable] = {"k": module.k} | ({"kdot": module.kdot} if ntk else {})
-    greatest = math.inf
-    if shape is not None and shape.rate > 0:
-        greatest = INSIDE / (4 * shape.rate)
-    norms = [q for q in NORMS if q <= greatest]
-    c = np.round(np.cos(np.linspace(math.pi, 0, ANGLES)), DIGITS)
-    kernel: Facts = {"c": _numbers(c), "q": norms} | {name: [] for name in members}
-    diagonal: Facts = {"q": _numbers(q for q in DIAGONAL if q <= greatest)}
-    with np.errstate(all="ignore"):
-        for name, f in members.items():
-            for a, b in combinations_with_replacement(norms, 2):
-                row = _values(f, c * math.sqrt(a * b), np.full_like(c, a), np.full_like(c, b))
-                row[np.abs(row) < ROUNDING * np.nanmax(np.abs(row), initial=0.0)] = 0.0
-                kernel[name].append(_numbers(row))
-            q = np.array(diagonal["q"], dtype=float)
-            diagonal[name] = _numbers(_values(f, q, q, q))
-    return kernel if norms else None, diagonal if ntk and norms else None
-
-
-def _values(f: Callable, *q: np.ndarray) -> np.ndarray:
-    try:
-        return np.asarray(f(*q), dtype=float) * np.ones_like(q[0])
-    except ValueError:  # generated code raises where it has a NaN
-        return np.full_like(q[0], np.nan)
-
-
-# Code to copy -----------------------------------------------------------------------------------------------------
-
-SYMPY = """from sympy import *
-
-q11, q12, q22 = symbols("q11 q12 q22")
-{symbols}{phi2}k = {k}
-{kdot}
-"""
-PHI2 = 'Phi2 = Function("Phi2")  # the distribution function of the bivariate normal, Phi2(h, k, rho)\n'
-SKLEARN = """import dualcalc as dc
-from dualcalc.estimators import ExactKernel
-from sklearn.kernel_ridge import KernelRidge
-from sklearn.pipeline import make_pipeline
-
-net = dc.serial(dc.Dense(W_std=1.5, b_std=0.1), dc.Activation({source}), dc.Dense())
-model = make_pipeline(ExactKernel(net, get="{get}"), KernelRidge(kernel="precomputed", alpha=1e-3))
-# model.fit(X, y).predict(X_new)
-"""
-
-
-def _code(source: str, dual: Dual, numeric: Dual | sp.Expr, report: Report, shape: Profile | None) -> dict[str, str]:
-    """Tab -> text."""
-    out: dict[str, str] = {}
-    if not report.reason:
-        out["LaTeX"] = codegen.emit(dual, "latex")
-        refused = codegen.refusal(dual)
-        kdot = f"# kdot: {refused}" if refused else f"kdot = {dual.kdot}"
-        names = [s.name for s in dual.parameters]
-        positive = ", positive=True" if names and all(s.is_positive for s in dual.parameters) else ", real=True"
-        left = f'{", ".join(names)} = symbols("{" ".join(names)}"{positive})\n' if names else ""
-        text = SYMPY.format(symbols=left, phi2="", k=dual.k, kdot=kdot)
-        out["SymPy"] = SYMPY.format(symbols=left, phi2=PHI2, k=dual.k, kdot=kdot) if "Phi2" in text else text
-    try:
-        out["JAX"] = codegen.emit(numeric if report.reason else dual, "jax")
-        out["neural-tangents"] = with_layer(out["JAX"])
-    except ValueError as error:
-        out["JAX"] = f"# {error}\n"
-    out["scikit-learn"] = SKLEARN.format(
-        source=json.dumps(source), get="nngp" if shape is not None and shape.jumps else "ntk"
-    )
-    return out
-
-
-def _yaml(entry: Entry) -> str:
-    """The record as its file has it: from its first line to the next record, outdented."""
-    lines = entry.path.read_text(encoding="utf-8").splitlines()[entry.line - 1 :]
-    indent = len(lines[0]) - len(lines[0].lstrip(" "))
-    kept = lines[:1]
-    for line in lines[1:]:
-        if line.strip() and not line.startswith(" " * (indent + 1)):
-            break
-        kept.append(line)
-    return "\n".join(line[indent:] for line in kept).rstrip() + "\n"
-
-
-def _bibtex(references: Mapping[str, Reference], keys: Iterable[str]) -> str:
-    records = []
-    for key in keys:
-        r = references[key]
-        authors = " and ".join("others" if a.strip() == "et al." else a.strip() for a in r.author.split(","))
-        fields = {"author": authors, "title": f"{{{r.title}}}", "journal": r.venue, "year": str(r.year)}
-        fields |= {"doi": r.doi} if r.doi else {}
-        fields |= {"eprint": r.arxiv, "archivePrefix": "arXiv"} if r.arxiv else {}
-        rows = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items())
-        records.append(f"@article{{{key},\n{rows}\n}}\n")
-    return "\n".join(records)
-
-
-# Pages ------------------------------------------------------------------------------------------------------------
-
 BOX, FLOOR = (440.0, 150.0), -12  # of the spectrum's picture; the lowest power of ten in it
-SPARK = (120.0, 60.0)
+SPARK, SPAN = (120.0, 60.0), 4.0  # the size of a small curve, for |t| up to this
 
 
 def mathml(latex: str) -> Markup:
@@ -449,7 +101,7 @@ def spark(curve: Facts | None) -> str:
     """s as the path of a small SVG, in its own scale; jumps and what leaves the box are gaps."""
     if curve is None:
         return ""
-    points = [(x, y) for x, y in zip(curve["t"], curve["s"], strict=True) if abs(x) <= 3]
+    points = [(x, y) for x, y in zip(curve["t"], curve["s"], strict=True) if abs(x) <= SPAN]
     known = sorted(y for _, y in points if y is not None)
     low, high = min(known, default=0.0), max(known, default=1.0)
     low, high = max(low, -6.0), min(high, 6.0)
@@ -459,7 +111,7 @@ def spark(curve: Facts | None) -> str:
         if y is None or not low - span <= y <= high + span:
             pen = "M"
             continue
-        out.append(f"{pen}{(x + 3) / 6 * w:.1f} {h - 4 - (y - low) / span * (h - 8):.1f}")
+        out.append(f"{pen}{(x + SPAN) / (2 * SPAN) * w:.1f} {h - 4 - (y - low) / span * (h - 8):.1f}")
         pen = "L"
     return "".join(out)
 
@@ -475,30 +127,34 @@ def stems(squares: list[float | None]) -> list[dict[str, Any]]:
     return out
 
 
-PHASE = (4.0, 2.0, 320.0, 200.0)  # the greatest W_std^2 and b_std^2 that are drawn, and the picture's size
+FRAME = (320.0, 200.0)  # of the phase diagram's picture
+SHADES = {"ordered": (0, 114, 178), "chaotic": (213, 94, 0), "diverging": (128, 128, 128)}
 
 
-def critical(diagonal: Facts) -> list[str]:
-    """Points of the critical line chi_1 = W_std^2 kdot(q, q, q) = 1 with q = W_std^2 k(q, q, q) + b_std^2, for an SVG
-    path; one point where all are the same."""
-    right, top, w, h = PHASE
+def critical(phases: Facts) -> list[str]:
+    """The critical line as points of an SVG path in FRAME; one point where all are the same."""
+    (right, top), (w, h) = (phases["W_std"][-1], phases["b_std"][-1]), FRAME
     out, pen = [], "M"
-    for q, k, kdot in zip(diagonal["q"], diagonal["k"], diagonal["kdot"], strict=True):
-        if k is None or not kdot:
-            continue
-        weight, bias = 1 / kdot, q - k / kdot
-        if not (0 <= weight <= right and -1e-5 * q <= bias <= top):
+    for point in phases["line"]:
+        if point is None or point[0] > right or point[1] > top:
             pen = "M"
             continue
-        out.append(f"{pen}{weight / right * w:.1f} {h - bias / top * h:.1f}")
+        out.append(f"{pen}{point[0] / right * w:.1f} {h - point[1] / top * h:.1f}")
         pen = "L"
     return out if len({point[1:] for point in out}) > 1 else [f"{point}h0" for point in out[:1]]
 
 
-def crossed(diagonal: Facts) -> bool:
-    """Whether the critical line has a point anywhere: chi_1 = 1 with b_std^2 >= 0."""
-    rows = zip(diagonal["q"], diagonal["k"], diagonal["kdot"], strict=True)
-    return any(kdot and k is not None and q - k / kdot >= -1e-5 * q for q, k, kdot in rows)
+def shading(phases: Facts) -> str:
+    """The phases as a picture of a pixel per point, an address of its data: the deeper the scale, the darker."""
+    pixels = np.zeros((len(phases["b_std"]), len(phases["W_std"]), 4), np.uint8)
+    for i, rows in enumerate(zip(phases["q"], phases["chi_1"], phases["depth_scale"], strict=True)):
+        for j, (q, chi_1, depth) in enumerate(zip(*rows, strict=True)):
+            name = "diverging" if q is None else "ordered" if (chi_1 or 0.0) < 1 else "chaotic"
+            strength = 0.5 if q is None or depth is None else depth / (depth + 6)
+            pixels[-1 - i, j] = *SHADES[name], round(30 + 150 * strength)
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
 
 
 def short(x: float | None, digits: int = 6) -> str:
@@ -519,7 +175,7 @@ def environment(typeset: Callable[[str], Markup] = mathml, live: bool = False) -
         "spark": spark,
         "stems": stems,
         "critical": critical,
-        "crossed": crossed,
+        "shading": shading,
         "short": short,
     }
     env.globals |= {
@@ -528,7 +184,7 @@ def environment(typeset: Callable[[str], Markup] = mathml, live: bool = False) -
         "version": version("dualcalc"),
         "BOX": BOX,
         "FLOOR": FLOOR,
-        "PHASE": PHASE,
+        "FRAME": FRAME,
     }
     return env
 

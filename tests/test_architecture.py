@@ -13,7 +13,7 @@ ORDER = (
     "runtime catalog parsing rational atoms gaussian dual balls pieces certified quadrature expansions bounds"
     " mixtures tables approximate printing codegen verify gram fusion layers networks conv finite inference"
     " series sketch nystrom layerwise features ridge solvers sizing cluster estimators adapters images"
-    " plots tools site serve"
+    " plots phases tools facts site serve"
 ).split()
 EXEMPT = {"__init__", "__main__", "demo"}  # and cli/
 SYMBOLIC = {"parsing", "rational", "atoms", "gaussian", "dual", "balls", "pieces", "certified", "quadrature"}

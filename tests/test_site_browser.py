@@ -104,7 +104,7 @@ def test_search_and_filters(opened):
 def test_readout_and_sliders(opened):
     page = opened("relu")
     readout = page.locator("#readout")
-    page.locator("#c").fill("60")
+    page.locator("#c").fill("45")
     assert "angle 90°: k = 0.159155, kdot = 0.25" in readout.inner_text()
     page.locator("#q11").fill("5")  # q11 = 4
     assert "k = 0.31831, kdot = 0.25" in readout.inner_text()
@@ -118,10 +118,11 @@ def test_readout_and_sliders(opened):
 
 def test_phase(opened):
     page = opened("relu")
-    page.locator("#weight").fill("1")
-    page.locator("#bias").fill("0.5")
-    assert page.locator("#phase-readout").inner_text() == "q* = 1, χ₁ = 0.5 (ordered), depth scale 1.44"
-    page.locator("#weight").fill("3")
+    page.locator("#weight").fill("20")  # W_std = 1
+    page.locator("#bias").fill("10")  # b_std = 0.5
+    assert page.locator("#phase-readout").inner_text() == "q* = 0.5, χ₁ = 0.5: ordered, depth scale 1.44 layers"
+    page.locator("#weight").focus()
+    page.keyboard.press("End")
     assert "no fixed point" in page.locator("#phase-readout").inner_text()
 
 

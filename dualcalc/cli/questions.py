@@ -87,10 +87,10 @@ def phase(
     """What depth does to EXPR behind Dense(W_std, b_std): ordered or chaotic, and the critical line between them."""
     _drawable(output, force)
     with working("computing"):
-        from dualcalc import tools
+        from dualcalc import phases
 
-        found = tools.phase(expr, W_std, b_std, **parameters)
-    _draw(lambda: tools.phase_panels(found), output, f"s(t) = {found.activation}")
+        found = phases.phase(expr, W_std, b_std, **parameters)
+    _draw(lambda: phases.phase_panels(found), output, f"s(t) = {found.activation}")
     if as_json:
         names = ("activation", "W_std", "b_std", "name", "q", "chi_1", "c", "depth_scale")
         plain = {name: finite(v) if isinstance(v := getattr(found, name), float) else v for name in names}

@@ -127,40 +127,18 @@
     setTimeout(mark); // once the plot has its size
   }
 
-  if (numbers.diagonal && byId("phase")) {
-    const d = numbers.diagonal, here = byId("here"), [right, top, w, h] = here.dataset.box.split(" ").map(Number);
-    const last = d.q.length - 1;
-    const value = (name, q) => { // linear in the logarithms, in which homogeneous kernels are
-      if (q <= d.q[0]) return d[name][0];
-      let i = 1;
-      while (i < last && d.q[i] < q) i++;
-      const s = Math.log(q / d.q[i - 1]) / Math.log(d.q[i] / d.q[i - 1]);
-      const [a, b] = [d[name][i - 1], d[name][i]];
-      return a > 0 && b > 0 ? a * Math.pow(b / a, s) : a * (1 - s) + b * s;
-    };
+  if (numbers.phases) {
+    const d = numbers.phases, here = byId("here"), at = (id) => Number(byId(id).value);
     const update = () => {
-      const weight = Number(byId("weight").value), bias = Number(byId("bias").value);
-      byId("out-weight").textContent = weight.toFixed(2);
-      byId("out-bias").textContent = bias.toFixed(2);
-      here.setAttribute("cx", (weight / right) * w);
-      here.setAttribute("cy", h - (bias / top) * h);
-      let q = 1, out = false;
-      if (q > d.q[last]) q = d.q[last] / 2;
-      for (let i = 0; i < 2000 && !out; i++) {
-        const next = weight * value("k", q) + bias;
-        if (Math.abs(next - q) < 1e-10) { q = next; break; }
-        q = next;
-        out = !(q < d.q[last]);
-      }
-      let text;
-      if (out) text = "the norm grows beyond q = " + short(d.q[last], 3) + ": no fixed point from q = 1 within the table";
-      else {
-        const chi = weight * value("kdot", Math.max(q, d.q[0])), low = q < d.q[0];
-        const phase = Math.abs(chi - 1) < 0.005 ? "critical" : chi < 1 ? "ordered" : "chaotic";
-        const depth = phase === "critical" ? "large" : short(1 / Math.abs(Math.log(chi)), 3);
-        text = "q* " + (low ? "below " + short(d.q[0], 2) : "= " + short(q, 4)) + ", χ₁ = " + short(chi, 4) + " (" + phase + "), depth scale " + depth;
-      }
-      byId("phase-readout").textContent = text;
+      const i = at("bias"), j = at("weight"), [q, chi, depth] = [d.q[i][j], d.chi_1[i][j], d.depth_scale[i][j]];
+      byId("out-weight").textContent = d.W_std[j].toFixed(2);
+      byId("out-bias").textContent = d.b_std[i].toFixed(2);
+      here.setAttribute("cx", (j / (d.W_std.length - 1)) * here.dataset.width);
+      here.setAttribute("cy", (1 - i / (d.b_std.length - 1)) * here.dataset.height);
+      const phase = chi === 1 ? "critical" : chi < 1 ? "ordered" : "chaotic";
+      byId("phase-readout").textContent = q === null ? "the variance grows beyond " + short(d.greatest) + ": no fixed point from q = 1"
+        : "q* = " + short(q, 4) + ", χ₁ = " + short(chi, 4) + ": " + phase + ", depth scale "
+          + (phase === "critical" ? "infinite" : short(depth, 3) + " layers");
     };
     for (const id of ["weight", "bias"]) byId(id).addEventListener("input", update);
     update();
