@@ -1,19 +1,26 @@
 """The documentation site: `make docs`. Nothing in it is fetched from a network, at build time or by a reader."""
 
+import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+# Sphinx reads pages below this folder alone; notebooks and the guide lie where their readers look for them.
+shutil.copytree(HERE.parent / "notebooks", HERE / "notebooks", dirs_exist_ok=True)
 
 project = "dualcalc"
 author = "the dualcalc authors"
 release = metadata.version("dualcalc")
 copyright = "the dualcalc authors, Apache-2.0"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "mathml", "docstrings"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "mathml", "docstrings"]
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # notebooks are shown as they are kept; `make test-docs` runs them
+nb_render_markdown_format = "myst"
+nb_ipywidgets_js = {}  # they would be fetched
 html_math_renderer = "mathml"
 
 exclude_patterns = ["_build"]
