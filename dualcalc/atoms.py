@@ -16,6 +16,7 @@ from itertools import pairwise
 import sympy as sp
 
 from .parsing import q11, q12, q22, t
+from .rational import is_real
 
 MAX_DEGREE = 64  # of a polynomial factor; the parser has the same cap
 MAX_BLOCKS = 24  # of a normal form: the work grows with their square
@@ -289,13 +290,13 @@ def _sign_changes(s: Smooth) -> tuple[list[sp.Expr], int]:
     c0 = keys.pop((sp.Integer(0), sp.Integer(0), None), (sp.Integer(0),))
     if len(keys) == 1 and len(c0) == 1:
         ((a, b, g), p), *_ = keys.items()
-        if a == 0 and g is None and len(p) == 1 and b.is_real:
-            right = _sign(p[0], "a coefficient") if b.is_positive or c0[0] == 0 else _sign(c0[0], "a constant")
+        if a == 0 and g is None and len(p) == 1 and is_real(b):
             quotient = -c0[0] / p[0]
-            if quotient.is_positive:
-                return [sp.log(quotient) / b], right
             if quotient.is_nonpositive:
-                return [], right
+                return [], _sign(p[0], "a coefficient")
+            if quotient.is_positive:
+                rising = _sign(b, "the exponent of a gate's argument") > 0
+                return [sp.log(quotient) / b], _sign(p[0] if rising else c0[0], "a coefficient")
     raise NoClosedForm(
         f"a step, Abs, Max, Min or Piecewise switches where {s.value(t)} changes sign, and those points are not "
         "expressible. Way out: write the switch as a polynomial condition; or dc.compile, "
@@ -476,7 +477,7 @@ def blocks(f: Pieces) -> tuple[Block, ...]:
     if len(out) > MAX_BLOCKS:
         raise _too_many(len(out))
     gates = [b.gate for b in out if b.gate]
-    waves = [b for b in out if not (b.alpha.is_real and b.beta.is_real)]
+    waves = [b for b in out if not (is_real(b.alpha) and is_real(b.beta))]
     if gates and waves:
         raise _gate_and_wave(gates[0], waves[0].alpha, waves[0].beta)
     return tuple(out)
@@ -518,7 +519,7 @@ def _too_many(n: int) -> NoClosedForm:
 
 
 def _pure_polynomial_exponents(f: Pieces) -> bool:
-    return all(a.is_real and b == 0 and g is None for s in f.pieces for (a, b, g) in s)
+    return all(is_real(a) and b == 0 and g is None for s in f.pieces for (a, b, g) in s)
 
 
 def _ungated(s: Smooth) -> list[Block]:
@@ -531,7 +532,7 @@ def _gated(s: Smooth, gate: Gate) -> list[Block]:
             raise NoClosedForm(
                 f"{g.text(t)} times {gate.text(t)}: an error function times a step leaves the closed class. {WAY_OUT}"
             )
-        if not (a.is_real and b.is_real):
+        if not (is_real(a) and is_real(b)):
             raise _gate_and_wave(gate, a, b)
     return [Block(p, a, b, gate) for (a, b, _), p in s.items()]
 

@@ -70,8 +70,10 @@ def summary(entry: Entry) -> Facts:
     found = _names(entry) | {"status": {"kind": "declared", "text": says}, "properties": {}}
     try:
         dual = from_entry(entry)
-        shape = _shape(_at_defaults(dual))
-        return found | {"properties": _properties(entry, dual, shape), "curve": shape and _curve(shape)}
+        at = _at_defaults(dual)
+        shape = _shape(at)
+        drawn = {"curve": _curve(shape)} if shape else {"dual": _sampled(*_members(at, None))}
+        return found | {"properties": _properties(entry, dual, shape)} | drawn
     except ValueError as error:
         return found | {"status": {"kind": "broken", "text": "cannot be read", "detail": str(error)}}
 

@@ -28,7 +28,7 @@ from sympy.simplify.fu import TR8
 
 from .atoms import ONE, Block, differentiate, gate_derivative
 from .parsing import q11, q12, q22
-from .rational import HALF, MANY, Delta, divided, horner, lowest, parts, size, split_radical, tidy
+from .rational import HALF, MANY, Delta, divided, horner, is_real, lowest, parts, size, split_radical, tidy
 
 # ---- heads: the transcendental functions of a kernel ----------------------------------------------------------------
 
@@ -357,7 +357,7 @@ def expect2(f: Block, g: Block) -> tuple[list[Term], Step]:
     for x, y, swap in ((f, g, False), (g, f, True)):
         if x.gate and x.gate.kind == "delta":
             return _slice(x, y, swap)
-    if not (f.alpha.is_real and g.alpha.is_real):
+    if not (is_real(f.alpha) and is_real(g.alpha)):
         return _oscillating(f, g)
     if f == ONE or g == ONE:
         block, q = (g, q22) if f == ONE else (f, q11)
@@ -582,7 +582,7 @@ def expectation(f: tuple[Block, ...], g: tuple[Block, ...]) -> tuple[list[Term],
 
 def _conjugate(x: Block, y: Block) -> bool:
     """Whether E[x y] and E[y x] are conjugate, as two blocks of a real sum are: their real parts are then equal."""
-    return not x.alpha.is_real and x.alpha == y.alpha.conjugate() and x.beta == y.beta.conjugate()
+    return not is_real(x.alpha) and x.alpha == y.alpha.conjugate() and x.beta == y.beta.conjugate()
 
 
 _SWAP = {q11: q22, q22: q11}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import sympy as sp
 
-from .gaussian import Angle, ExpNdtr, ExpPhi2, Term, harmonics
+from .gaussian import Angle, Argument, ExpNdtr, ExpPhi2, Term, harmonics
 from .parsing import q11, q12, q22
 from .rational import Delta
 
@@ -179,6 +179,7 @@ CALLS = {
     Ratio: "ratio({0}, {1})",
     Quotient: "quotient({0}, {1})",
     Angle: "angle({0}, root({1}))",
+    Argument: "xp.arctan2({0}, {1})",
     ExpNdtr: "exp_ndtr({0}, {1}, {2})",
     ExpSinh: "exp_sinh({0}, {1})",
     ExpCosh: "exp_cosh({0}, {1})",
@@ -210,7 +211,7 @@ def text(e: sp.Expr) -> str:
         return _product(e)
     if e.is_Pow:
         return _power(*e.args)
-    filled = e.func in (ExpNdtr, ExpSinh, ExpCosh)
+    filled = e.func in (Argument, ExpNdtr, ExpSinh, ExpCosh)
     return CALLS[e.func].format(*(argument(a) if filled else _bare(text(a)) for a in e.args))
 
 

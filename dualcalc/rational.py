@@ -171,7 +171,7 @@ def lowest(expr: sp.Expr) -> sp.Expr:
 
 @lru_cache(maxsize=4096)
 def split_radical(rad: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-    """rad^(-1/2) = outside * inside^(-1/2) with a squarefree polynomial inside."""
+    """rad^(-1/2) = outside * inside^(-1/2) with a squarefree polynomial inside; rad is positive, and outside is."""
     n, d, generators = _polynomials(rad)
     outside, inside = sp.Integer(1), sp.Integer(1)
     for part, sign in ((n, 1), (d, -1)):
@@ -179,9 +179,16 @@ def split_radical(rad: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
         outside *= constant ** (-sign * HALF)
         for f, k in factors:
             k *= sign
-            outside *= f ** (-(k // 2))  # k odd: f^(-k/2) = f^(-(k-1)/2) f^(-1/2)
+            power = -(k // 2)  # k odd: f^(-k/2) = f^(-(k-1)/2) f^(-1/2)
+            outside *= (_absolute(f) if power % 2 else f) ** power
             inside *= f if k % 2 else 1
     return outside, inside
+
+
+def _absolute(f: sp.Expr) -> sp.Expr:
+    """|f| of a factor of a variance or determinant: where these exist it has no zero but at q = 0, and one sign."""
+    first = f.xreplace(dict.fromkeys((q11, q12, q22, Delta), sp.Integer(0)))
+    return f if first.is_nonnegative else -f if first.is_negative else sp.Abs(f)
 
 
 def divided(expr: sp.Expr, rad: sp.Expr) -> sp.Expr:
@@ -225,6 +232,11 @@ def horner(terms: dict, values) -> sp.Expr:
     for k in sorted(by_power, reverse=True):
         out, last = out * x ** (last - k) + horner(by_power[k], rest), k
     return out * x**last
+
+
+def is_real(expr: sp.Expr) -> bool:
+    """Of an expression in real symbols, whatever their signs: SymPy leaves 1/A open, which is none at A = 0."""
+    return bool(expr.is_real) or not expr.has(sp.I)
 
 
 def parts(expr: sp.Expr) -> tuple[sp.Expr, sp.Expr]:

@@ -97,11 +97,15 @@ class Katex:
             self.process.communicate()
 
 
-def spark(curve: Facts | None) -> str:
-    """s as the path of a small SVG, in its own scale; jumps and what leaves the box are gaps."""
-    if curve is None:
+def spark(found: Facts) -> str:
+    """s as the path of a small SVG, in its own scale; jumps and what leaves the box are gaps. Of a kernel k(c)."""
+    if curve := found.get("curve"):
+        points = [(x / SPAN, y) for x, y in zip(curve["t"], curve["s"], strict=True) if abs(x) <= SPAN]
+    elif (dual := found.get("dual")) and 1.0 in dual["q"]:
+        n, i = len(dual["q"]), dual["q"].index(1.0)
+        points = list(zip(dual["c"], dual["k"][i * n - i * (i - 1) // 2], strict=True))
+    else:
         return ""
-    points = [(x, y) for x, y in zip(curve["t"], curve["s"], strict=True) if abs(x) <= SPAN]
     known = sorted(y for _, y in points if y is not None)
     low, high = min(known, default=0.0), max(known, default=1.0)
     low, high = max(low, -6.0), min(high, 6.0)
@@ -111,7 +115,7 @@ def spark(curve: Facts | None) -> str:
         if y is None or not low - span <= y <= high + span:
             pen = "M"
             continue
-        out.append(f"{pen}{(x + SPAN) / (2 * SPAN) * w:.1f} {h - 4 - (y - low) / span * (h - 8):.1f}")
+        out.append(f"{pen}{(x + 1) / 2 * w:.1f} {h - 4 - (y - low) / span * (h - 8):.1f}")
         pen = "L"
     return "".join(out)
 

@@ -319,6 +319,14 @@ def test_no_closed_form(text, names):
     assert "way out" in message.lower(), message
 
 
+def test_a_gate_that_opens_by_the_sign_of_a_parameter():
+    """Max(exp(A t) - 1, 0) is 0 on one side, on which depends on A."""
+    with pytest.raises(dc.NoClosedForm, match=r"the sign of the exponent of a gate's argument = A is not known"):
+        dc.derive("Max(exp(A*t) - 1, 0)")
+    assert dc.derive("Max(exp(A*t) - 1, 0)", A=1).k == dc.derive("Max(exp(t) - 1, 0)").k
+    assert dc.derive("Max(exp(A*t) + 1, 0)").k == dc.derive("exp(A*t) + 1").k
+
+
 def test_order_of_symbolic_thresholds():
     with pytest.raises(dc.NoClosedForm, match="(?s)B.*Way out"):
         dc.derive("Max(t - A, 0) + Max(t - B, 0) + Heaviside(t - A)*Heaviside(B - t)")

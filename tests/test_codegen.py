@@ -225,7 +225,7 @@ def agree(text, target, convert=np.asarray):
         assert np.all(np.abs(ours - theirs) <= 1e-12 * size), (text, m)
 
 
-SOME = ["relu", "gelu", "sin", "hermite", "abrelu", "sign", "exp(-Abs(t))"]
+SOME = ["relu", "gelu", "sin", "hermite", "abrelu", "sign", "exp(-Abs(t))", "cos(t**2)"]
 
 
 @pytest.mark.parametrize(
@@ -383,6 +383,34 @@ def test_parameters_are_arguments():
     with pytest.raises(TypeError, match="W"):
         unset.k(0.5, 1.0, 1.0)
     assert float(unset.k(0.5, 1.0, 1.0, W=1.0)) == pytest.approx(float(f.k(0.5, 1.0, 1.0)), abs=1e-15)
+
+
+EITHER_SIGN = {
+    "exp(-t**2/W)": (-8, 3),
+    "exp(-t**2/(W + 1))*sin(t/W)": (-9, 3),
+    "t**2*exp(-t**2/W**3)": (-2, 2),
+    "exp(t - (t + 1)**2/W)": (-9, 2),
+    "Phi(t/W)*exp(t)": (-2, 2),
+    "t*erf(t/(W + 1))": (-3, 3),
+    "erf(W*t)*exp(-t**2/W**2)": (-2, 2),
+    "sin(t**2/W)": (-2, 2),
+}
+
+
+@pytest.mark.parametrize("text", EITHER_SIGN)
+def test_parameters_of_either_sign(text):
+    """The formula with a symbol is that with its value: what leaves a root keeps its sign."""
+    dual, f, q = (
+        dc.derive(text),
+        module(text, "numpy"),
+        (np.array([0.3, -0.5]), np.array([0.9, 0.8]), np.array([0.7, 1.0])),
+    )
+    for value in EITHER_SIGN[text]:
+        given = codegen.load(dc.emit(text, "numpy", W=value), "numpy")
+        assert f.k(*q, W=value) == pytest.approx(given.k(*q), rel=1e-12)
+        assert f.kdot(*q, W=value) == pytest.approx(given.kdot(*q), rel=1e-12)
+        at = dict(zip(dc.symbols, (0.9, 0.3, 0.7), strict=True)) | dict.fromkeys(dual.parameters, value)
+        assert float(dual.k.subs(at)) == pytest.approx(float(given.k(*q)[0]), rel=1e-12)
 
 
 @pytest.mark.parametrize("text", thinned(["relu", "gelu", "hardtanh", "normalized_gaussian"], {"gelu", "hardtanh"}))
