@@ -456,10 +456,31 @@ def _restricted(value, indicator: Pieces) -> Pieces:
     return read(value) * indicator
 
 
+def _larger(*args: sp.Expr) -> sp.Expr:
+    return reduce(lambda a, b: (a + b + sp.Abs(a - b)) / 2, args)
+
+
+# of parameters alone, in functions that generated code has
+PLAIN = {
+    sp.erfc: lambda x: 1 - sp.erf(x),
+    sp.Heaviside: lambda x, *_: (1 + sp.sign(x)) / 2,
+    sp.Max: _larger,
+    sp.Min: lambda *args: -_larger(*(-a for a in args)),
+}
+
+
+def _plain(constant: sp.Expr) -> sp.Expr:
+    if constant.has(sp.Piecewise):
+        raise NoClosedForm(f"{constant}: which branch holds is not known. Way out: give the parameters values")
+    for head, plain in PLAIN.items():
+        constant = constant.replace(head, plain)
+    return constant
+
+
 def read(expr: sp.Expr) -> Pieces:
     """A SymPy expression in `t` as a piecewise function of the closed class, or NoClosedForm."""
     if not expr.has(t):
-        return Pieces.of(Smooth.constant(expr))
+        return Pieces.of(Smooth.constant(_plain(expr)))
     if expr == t:
         return Pieces.of(Smooth({(sp.Integer(0), sp.Integer(0), None): (sp.Integer(0), sp.Integer(1))}))
     reader = READERS.get(expr.func)

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -44,7 +45,12 @@ FUNCTIONS = frozenset(
 CONSTANTS = frozenset({"pi", "e", "True"})
 VARIABLES = frozenset({"t", "x", "q11", "q12", "q22"})
 FILES = {"references", "schema", "index"}  # beside the entries, in the catalog and on its site
+FILES |= {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}  # Windows
+RESERVED = frozenset(
+    "activation assume certified degree dual eps m norm norms nu order symbolic target tol".split()
+)  # keywords of the library's functions: no parameter goes by them
 LAYERS = frozenset("dense activation conv avgpool globalavgpool flatten layernorm residual serial".split())
+LARGEST = Fraction(sys.float_info.max)  # of a parameter's value
 MAX_COEFFICIENTS = 65  # of a polynomial: degree 64 is the highest that has a closed form
 MAX_BYTES, MAX_DEPTH, MAX_LINE, MAX_BRACKETS, MAX_TEXT, MAX_INTEGER, MAX_ERRORS = 2**20, 8, 1000, 50, 500, 1000, 10
 
@@ -105,9 +111,9 @@ def exact(value: Any) -> Fraction:
         return value
     if not isinstance(value, bool | bytes | list | tuple | dict) and value is not None:
         text = value.text if isinstance(value, _Float) else str(value).strip()
-        if re.fullmatch(_NUMBER, text, re.ASCII):
-            return Fraction(text)
-    raise _Misfit(f"got {_shown(value)}; expected a finite number; write 2, 0.25 or the text '1/3'")
+        if re.fullmatch(_NUMBER, text, re.ASCII) and abs(number := Fraction(text)) <= LARGEST:
+            return number
+    raise _Misfit(f"got {_shown(value)}; expected a finite number of at most 1.8e308; write 2, 0.25 or the text '1/3'")
 
 
 def _default(value: Any) -> Fraction | tuple[Fraction, ...]:
@@ -316,7 +322,7 @@ class Entry(_Record):
             raise _Misfit(f"got {got} `expression` and `kernel`; expected exactly one; write one of them")
         field = "expression" if self.kernel is None else "kernel"
         for name, parameter in self.parameters.items():
-            if name in FUNCTIONS | CONSTANTS | VARIABLES:
+            if name in FUNCTIONS | CONSTANTS | VARIABLES | RESERVED:
                 raise _Misfit(f"{name!r} is not free as a parameter's name; choose another", "parameters", name)
             if parameter.is_list and not re.search(rf"\bpolynomial\(\s*{name}\s*,\s*t\s*\)", self.formula):
                 raise _Misfit(
@@ -726,12 +732,12 @@ def draft(
     kernel: str | None = None,
     name: str | None = None,
     parameters: Mapping[str, Any] | None = None,
-    notes: str = "Describe what it is used for and where it comes from.",
+    notes: str | None = None,
     closed_form: bool = True,
     jumps: bool = False,
 ) -> Draft:
     """Five lines of YAML, validated as a file would be; `parameters` maps names to default values. An expression in x
-    is written in t.
+    is written in t; without notes there is a line that asks for them.
 
     closed_form, jumps   as in the catalog: a line more where they are not as usual
     """
@@ -749,7 +755,9 @@ def draft(
         f"  parameters: {json.dumps(declared, ensure_ascii=False)}",
         *([] if closed_form else ["  closed_form: false"]),
         *(["  jumps: true"] if jumps else []),
-        f"  notes: {json.dumps(notes, ensure_ascii=False)}",
+        f"  notes: {json.dumps(notes, ensure_ascii=False)}"
+        if notes
+        else "  # notes: what it is used for, where it is from",
     ]
     text = "\n".join(rows) + "\n"
     try:
@@ -775,7 +783,7 @@ def new_entry(folder: str | Path, id: str, **fields: Any) -> Path:
         raise CatalogError(f"{folder}: no such folder; create it first", folder)
     path = folder / f"{id}.yaml"
     _create(path, f"{SCHEMA_LINE}\n{text}")
-    with contextlib.suppress(CatalogError):  # it is there
+    with contextlib.suppress(CatalogError, OSError):  # it is there; an entry is one without it
         _create(folder / SCHEMA, json.dumps(schema(), indent=1) + "\n")
     return path
 

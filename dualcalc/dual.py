@@ -273,7 +273,7 @@ def derive(activation, *, assume: Mapping[str, str] | None = None, **parameters)
     return dual
 
 
-def resolve(activation, *, assume: Mapping[str, str] | None = None, **parameters) -> Dual:
+def resolve(activation, /, *, assume: Mapping[str, str] | None = None, **parameters) -> Dual:
     """Text or expression to an unevaluated Dual; reads nothing of the calculus yet."""
     signs = _assumptions(assume or {})
     if isinstance(activation, str):
@@ -325,7 +325,7 @@ def _assumptions(assume: Mapping[str, str]) -> dict[str, dict[str, bool]]:
     return {name: {sign: True} for name, sign in assume.items()}
 
 
-def from_entry(entry: catalog.Entry, signs: Mapping[str, dict[str, bool]] | None = None, **parameters) -> Dual:
+def from_entry(entry: catalog.Entry, signs: Mapping[str, dict[str, bool]] | None = None, /, **parameters) -> Dual:
     """The unevaluated dual of a catalog record; integers and lists default to the record's, other parameters stay."""
     text, rest = entry.text(**parameters)
     known = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import combinations_with_replacement
@@ -40,7 +41,7 @@ GAP = 0.02  # of t, on both sides of a jump: a pixel or two
 INSIDE = 0.9  # of the domain of the norms
 TRUTHS = ("recorded", "fresh", "quadrature", "diagonal")  # laws against other sources; the badge has their worst error
 DEGREES = 40
-DIGITS, FEW = 7, 4  # of numbers, and of the many in a phase diagram
+DIGITS, FEW = 6, 4  # of numbers, and of the many in a phase diagram
 ROUNDING = 1e-14  # what is below this share of the largest value is zero
 WIDE = 60  # characters of an exact value that is shown beside its number
 
@@ -60,6 +61,7 @@ def _names(entry: Entry) -> Facts:
         "expression": entry.expression,
         "kernel": entry.kernel,
         "table1": entry.table1,
+        "jumps": entry.jumps,
         "notes": entry.notes,
     }
 
@@ -74,8 +76,8 @@ def summary(entry: Entry) -> Facts:
         shape = _shape(at)
         drawn = {"curve": _curve(shape)} if shape else {"dual": _sampled(*_members(at, None))}
         return found | {"properties": _properties(entry, dual, shape)} | drawn
-    except ValueError as error:
-        return found | {"status": {"kind": "broken", "text": "cannot be read", "detail": str(error)}}
+    except Exception as error:
+        return found | {"status": _broken(error)}
 
 
 def facts(entry: Entry, references: Mapping[str, Reference], record: str = "") -> Facts:
@@ -96,10 +98,15 @@ def facts(entry: Entry, references: Mapping[str, Reference], record: str = "") -
         found["code"]["BibTeX"] = cited
     try:
         more = _derived(entry, entry.formula if record else entry.id)
-    except ValueError as error:
-        status = {"kind": "broken", "text": "cannot be read", "detail": str(error), "laws": []}
-        return found | {"status": status, "properties": {}}
+    except Exception as error:
+        return found | {"status": _broken(error), "properties": {}}
     return found | more | {"code": more["code"] | found["code"]}
+
+
+def _broken(error: Exception) -> Facts:
+    """The badge of an entry that has no page of its own; a fault of ours is no end of the others either."""
+    ours = "" if isinstance(error, ValueError) else f"internal error, {type(error).__name__}, please report it: "
+    return {"kind": "broken", "text": "cannot be read", "detail": f"{ours}{error}", "laws": []}
 
 
 def _derived(entry: Entry, source: str) -> Facts:
@@ -314,14 +321,14 @@ def _sampled(members: Mapping[str, Callable], greatest: float) -> Facts | None:
 
 
 def _phases(members: Mapping[str, Callable], greatest: float) -> Facts | None:
-    """The phase diagram, a row for each b_std; None is an infinite q, and a depth scale that is infinite or none."""
+    """The phase diagram, a row for each b_std; None where the variance grows, or a depth scale is infinite or none."""
     if "kdot" not in members:
         return None
     with np.errstate(all="ignore"):
         found = diagram(members["k"], members["kdot"], WEIGHTS, BIASES, min(greatest, GREATEST))
     out: Facts = {"W_std": _numbers(WEIGHTS), "b_std": _numbers(BIASES), "greatest": min(greatest, GREATEST)}
     for name in ("q", "chi_1", "depth_scale"):
-        out[name] = [_numbers(row, FEW) for row in getattr(found, name)]
+        out[name] = [_numbers(row, FEW) for row in np.where(found.q < np.inf, getattr(found, name), np.nan)]
     return out | {"line": [None if np.isnan(point).any() else _numbers(point, FEW) for point in found.line]}
 
 
@@ -387,13 +394,18 @@ def _yaml(entry: Entry) -> str:
     return "\n".join(line[indent:] for line in kept).rstrip() + "\n"
 
 
+def _tex(text: str) -> str:
+    """Plain text, of which LaTeX reads no character as its own."""
+    return re.sub(r"[\\{}&%$#_]", lambda m: r"\textbackslash{}" if m[0] == "\\" else f"\\{m[0]}", text)
+
+
 def _bibtex(references: Mapping[str, Reference], keys: Iterable[str]) -> str:
     records = []
     for key in keys:
         r = references[key]
-        authors = " and ".join("others" if a.strip() == "et al." else a.strip() for a in r.author.split(","))
-        fields = {"author": authors, "title": f"{{{r.title}}}", "journal": r.venue, "year": str(r.year)}
-        fields |= {"doi": r.doi} if r.doi else {}
+        authors = " and ".join("others" if a.strip() == "et al." else _tex(a.strip()) for a in r.author.split(","))
+        fields = {"author": authors, "title": f"{{{_tex(r.title)}}}", "journal": _tex(r.venue), "year": str(r.year)}
+        fields |= {"doi": _tex(r.doi)} if r.doi else {}
         fields |= {"eprint": r.arxiv, "archivePrefix": "arXiv"} if r.arxiv else {}
         rows = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items())
         records.append(f"@article{{{key},\n{rows}\n}}\n")

@@ -25,6 +25,7 @@ __all__ = ["Critical", "Diagram", "Fixed", "Phase", "diagram", "phase", "phase_p
 LEAST_NORM = 1e-3
 GREATEST_NORMS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
 """The range of norms sqrt(q) that is looked at: up to the first of these that the activation admits."""
+GREATEST_STD = 1e6
 PER_RANGE = 241  # norms on it
 DEGREE = 1000
 CRITICAL = 1e-7
@@ -90,8 +91,8 @@ def phase(activation, W_std: float = 1.5, b_std: float = 0.1, **parameters) -> P
     ValueError for a bare kernel, an activation that jumps (chi_1 is infinite), a constant one, and bad W_std, b_std.
     """
     for name, value in (("W_std", W_std), ("b_std", b_std)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name}={value!r} came; a finite number of 0 or more was expected")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= GREATEST_STD:
+            raise ValueError(f"{name}={value!r} came; a number from 0 to {GREATEST_STD:g} was expected")
     p = profile(activation, **parameters)
     if p.jumps:
         raise ValueError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -174,12 +175,18 @@ def draw(panels: Sequence[Panel], columns: int = 2, title: str = "", shared_lege
 
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG, SVG or PDF, as the suffix of the path says: the same bytes in every run."""
-    path = Path(path)
-    suffix = path.suffix.lower()
+    Path(path).write_bytes(rendered(figure, Path(path).name))
+
+
+def rendered(figure: Figure, name: str) -> bytes:
+    """What `save` writes into a file of that name."""
+    suffix = Path(name).suffix.lower()
     if suffix not in FORMATS:
-        raise ValueError(f"{path.name} came; expected a file name that ends in {', '.join(FORMATS)}")
+        raise ValueError(f"{name} came; expected a file name that ends in {', '.join(FORMATS)}")
+    drawn = BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(path, format=suffix[1:], metadata=FORMATS[suffix])
+        figure.savefig(drawn, format=suffix[1:], metadata=FORMATS[suffix])
+    return drawn.getvalue()
 
 
 # ---- an activation at a glance --------------------------------------------------------------------------------------

@@ -15,10 +15,12 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cached_property, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
@@ -35,6 +37,8 @@ __all__ = ["Limits", "Refused", "Server", "isolated", "typed"]
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 PATIENCE = 10.0  # seconds to wait for the bytes of a request
+AGAIN = 60.0  # seconds after which a page that failed is tried again
+CONNECTIONS = 64  # at a time; more wait in the system's queue, or are refused by it
 MAX_FORM = 16 * 1024  # bytes of a form that is sent
 DISCARDED = 8 * 2**20  # bytes of a form that are read and forgotten, before it is refused
 MAX_ANSWER = 64 * 2**20  # bytes of what a process answers
@@ -49,15 +53,22 @@ POLICY = {
 }
 
 
+GIVE = "write the activation more simply, or give more with `dualcalc catalog browse "
+
+
 class Limits(NamedTuple):
-    """Of one computation."""
+    """Of one computation, and what to do where it meets them."""
 
     seconds: float = 20.0
     memory: int = 2**30  # bytes beyond what the libraries take
+    slow: str = f"{GIVE}--seconds`; what has no closed form takes longer"
+    large: str = f"{GIVE}--memory`"
 
 
 TYPED = Limits()
-PAGE = Limits(120.0, 4 * 2**30)  # for an entry of the catalog, which its owner wrote
+PAGE = Limits(
+    120.0, 4 * 2**30, *["`dualcalc catalog site` has no such limit"] * 2
+)  # for an entry, whose owner wrote it
 
 
 class Refused(Exception):
@@ -94,12 +105,11 @@ def isolated(work: Callable[[], Any], limits: Limits) -> Any:
     except (EOFError, OSError):  # it died, or sent too much
         process.join(1)
         aborted = process.exitcode == -signal.SIGABRT  # as FLINT does where there is no memory
-        what = (
-            "no answer within {:g} s" if late.is_set() else "out of memory" if aborted else "the computation broke off"
-        )
-        what = what.format(limits.seconds)
-        remedy = "write the activation more simply, or give more with `dualcalc catalog browse --seconds`"
-        raise Refused(503, f"{what}; {remedy}") from None
+        if late.is_set():
+            raise Refused(503, f"no answer within {limits.seconds:g} s; {limits.slow}") from None
+        raise Refused(
+            503, f"out of memory; {limits.large}" if aborted else f"the computation broke off; {limits.slow}"
+        ) from None
     finally:
         clock.cancel()
         if clock.ident is not None:
@@ -109,7 +119,7 @@ def isolated(work: Callable[[], Any], limits: Limits) -> Any:
         process.close()
         ours.close()
     if "memory" in answer:
-        raise Refused(503, f"it took over {limits.memory / 2**20:.0f} MiB of memory; write the activation more simply")
+        raise Refused(503, f"it took over {limits.memory / 2**20:.0f} MiB of memory; {limits.large}")
     if "internal" in answer:
         raise Refused(500, f"internal error, {answer['internal']}; please report it")
     if "error" in answer:
@@ -127,7 +137,8 @@ def _context() -> Any:
 
 
 def _work(answer: Connection, work: Callable[[], Any], limits: Limits) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libraries print belongs to nobody's prompt
+    for stream in (1, 2):  # what libraries print belongs to nobody's prompt
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     _limit(limits)
     answer.send_bytes(b"")
     try:
@@ -206,8 +217,9 @@ class Server(ThreadingHTTPServer):
         typeset = self.closing.enter_context(site.typesetting(shutil.which("node")))
         self.environment = site.environment(typeset, live=True)
         self.turn, self.queue = threading.Lock(), threading.BoundedSemaphore(2)
-        self.pages, self.failed = dict[str, str](), dict[str, Refused]()
+        self.pages, self.failed = dict[str, str](), dict[str, tuple[Refused, float]]()
         self.making = threading.BoundedSemaphore(2)  # pages of entries at a time
+        self.connections = threading.BoundedSemaphore(CONNECTIONS)
 
     @property
     def url(self) -> str:
@@ -216,6 +228,19 @@ class Server(ThreadingHTTPServer):
     def server_close(self) -> None:
         super().server_close()
         self.closing.close()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread, of which there are so many that no visitor can exhaust the machine's."""
+        if self.connections.acquire(timeout=PATIENCE):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A visitor who leaves early is no error."""
@@ -243,8 +268,8 @@ class Server(ThreadingHTTPServer):
             raise Refused(404, "no such page; the index lists all")
         if name in self.pages:
             return self.pages[name]
-        if id in self.failed:
-            raise self.failed[id]
+        if id in self.failed and time.monotonic() < self.failed[id][1]:
+            raise self.failed[id][0]
         if not self.making.acquire(timeout=PATIENCE):
             raise Refused(503, "other pages are being made; come back in a moment")
         try:
@@ -252,7 +277,7 @@ class Server(ThreadingHTTPServer):
                 self._make(id)
             return self.pages[name]
         except Refused as refused:
-            self.failed[id] = refused
+            self.failed[id] = refused, time.monotonic() + AGAIN
             raise
         finally:
             self.making.release()
@@ -302,6 +327,21 @@ class Handler(BaseHTTPRequestHandler):
     timeout = PATIENCE
     server_version, sys_version = "dualcalc", ""
 
+    def setup(self) -> None:
+        """Whoever sends byte by byte is heard for so long and no longer; an answer may take its time."""
+        super().setup()
+        self.clock = threading.Timer(3 * PATIENCE, self.hear_no_more)
+        self.clock.daemon = True
+        self.clock.start()
+
+    def hear_no_more(self) -> None:
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RD)
+
+    def finish(self) -> None:
+        self.clock.cancel()
+        super().finish()
+
     def do_GET(self) -> None:
         self.answer(self.get)
 
@@ -336,7 +376,7 @@ class Handler(BaseHTTPRequestHandler):
         own = origin == f"http://{host}" or (origin is None and self.command == "GET")
         crossing = self.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none")
         if not own or (crossing and self.headers.get("Sec-Fetch-Mode") != "navigate"):
-            raise Refused(403, "the request came from another site; open the page itself")
+            raise Refused(403, "the request came from another site, or says not from where; open the page itself")
 
     def get(self) -> Answer:
         try:
@@ -363,7 +403,10 @@ class Handler(BaseHTTPRequestHandler):
             while size > 0 and size < DISCARDED and (part := self.rfile.read(min(size, MAX_FORM))):
                 size -= len(part)  # who is cut off while sending does not see why
             raise Refused(413, f"expected a form of at most {MAX_FORM} bytes; formulas have at most 500 characters")
-        body = self.rfile.read(size)
+        try:
+            body = self.rfile.read(size)
+        except TimeoutError:
+            raise Refused(408, f"the form did not come within {PATIENCE:g} s") from None
         if len(body) < size:
             raise Refused(400, "the form ended early")
         known = fields(body.decode("utf-8", "replace"))

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import os
+import signal
 import subprocess
 import threading
 import time
@@ -39,7 +41,7 @@ ASSETS = ("site.css", "site.js", "theme.js", "vendor/uPlot.iife.min.js", "vendor
 FONTS = sorted(f"vendor/fonts/{path.name}" for path in TEMPLATES.glob("vendor/fonts/*.woff2"))
 KATEX = ("vendor/katex.min.css", "vendor/KaTeX.LICENSE", *FONTS)  # beside them, where KaTeX typesets
 PATIENCE = 10.0  # seconds for one formula
-LONG = 300  # characters of LaTeX that KaTeX typesets
+LONG = 1500  # characters of LaTeX: a longer formula is folded, and not by KaTeX
 
 
 class Site(NamedTuple):
@@ -64,10 +66,7 @@ def mathml(latex: str) -> Markup:
 
 
 class Katex:
-    """LaTeX as HTML and MathML by KaTeX, in a process of node's; what is too long for it, by `mathml`.
-
-    KaTeX needs some 80 bytes for one of LaTeX, `mathml` 7.
-    """
+    """LaTeX as HTML and MathML by KaTeX, in a process of node's; by `mathml` where that fails."""
 
     def __init__(self, node: str):
         command = [node, str(TEMPLATES / "katex.cjs")]
@@ -75,8 +74,6 @@ class Katex:
         self.turn = threading.Lock()
 
     def __call__(self, latex: str) -> Markup:
-        if len(latex) > LONG:
-            return mathml(latex)
         with self.turn:
             assert self.process.stdin is not None and self.process.stdout is not None
             clock = threading.Timer(PATIENCE, self.process.kill)
@@ -176,12 +173,14 @@ def environment(typeset: Callable[[str], Markup] = mathml, live: bool = False) -
     )
     env.filters |= {
         "typeset": typeset,
+        "displayed": partial(displayed, typeset=typeset),
         "spark": spark,
         "stems": stems,
         "critical": critical,
         "shading": shading,
         "short": short,
     }
+    env.policies["json.dumps_kwargs"] = COMPACT
     env.globals |= {
         "live": live,
         "katex": typeset is not mathml,
@@ -189,8 +188,15 @@ def environment(typeset: Callable[[str], Markup] = mathml, live: bool = False) -
         "BOX": BOX,
         "FLOOR": FLOOR,
         "FRAME": FRAME,
+        "LONG": LONG,
     }
     return env
+
+
+def displayed(rows: list[str], typeset: Callable[[str], Markup]) -> list[Markup]:
+    """The lines of one formula. KaTeX needs some 80 bytes for one of LaTeX, `mathml` 7, which sets what is long."""
+    one = mathml if sum(map(len, rows)) > LONG else typeset
+    return [one(rf"\displaystyle {row}") for row in rows]
 
 
 FILTERS = (
@@ -216,8 +222,11 @@ def listing(found: list[Facts]) -> list[Facts]:
     return [{key: f[key] for key in ("id", "title", "expression", "kernel", "table1", "properties")} for f in found]
 
 
+COMPACT: dict[str, Any] = {"separators": (",", ":")}
+
+
 def as_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, **COMPACT)
 
 
 def build(
@@ -261,16 +270,20 @@ def is_site(folder: Path) -> bool:
     """Whether it holds pages of ours, which may be replaced."""
     try:
         listed = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        return (folder / "assets" / "site.js").is_file() and all("properties" in entry for entry in listed)
+        return (folder / "assets" / "site.js").is_file() and bool(listed) and all("properties" in x for x in listed)
     except (OSError, ValueError, TypeError):
         return False
 
 
 def _put(path: Path, content: bytes) -> None:
-    """A file in the place of what had its name; a link is replaced, not followed."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    """A file, whole or not at all, in the place of what had its name; a link is replaced, not followed."""
+    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -301,5 +314,9 @@ def _gathered(entries: Mapping[str, Entry], references: Mapping[str, Reference],
     if min(workers, len(entries)) <= 1:
         yield from map(one, entries.values())
         return
-    with ProcessPoolExecutor(min(workers, len(entries)), mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn, hear = (
+        multiprocessing.get_context("spawn"),
+        (signal.SIGINT, signal.SIG_IGN),
+    )  # Ctrl-C is for us, who end them
+    with ProcessPoolExecutor(min(workers, len(entries)), spawn, signal.signal, hear) as pool:
         yield from pool.map(one, entries.values())

@@ -26,6 +26,7 @@ from .quadrature import profile
 # ---------------------------------------------------------------------------------------------- kernels on the sphere
 
 SERIES = 600  # degrees that are summed
+GREATEST = 1e150  # kappa(1), and 1/kappa(1)
 RESOLVED = 4e-30  # chat_j^2 below this share of E[s^2] is rounding
 NODES, WEIGHTS = leggauss(128)
 
@@ -60,6 +61,8 @@ def sphere(activation, **parameters) -> Sphere:
     weights, top = hermite(p, SERIES, 1.0) ** 2, second_moment(p, 1.0)
     if not top > 0:
         raise ValueError(f"{p.activation} is zero: there is no kernel")
+    if not 1 / GREATEST < top < GREATEST:
+        raise ValueError(f"E[s^2] = {top:.3g} at norm 1, whose square float64 cannot hold; scale {p.activation}")
     weights[weights < RESOLVED * top] = 0.0
     return Sphere(name, weights, top, lambda c: np.polynomial.polynomial.polyval(c, weights))
 
@@ -192,7 +195,7 @@ MEASURES = ("kernel", "hermite")
 
 
 def nearest(activation, by: str = "kernel", **parameters) -> Nearest:
-    """The catalog's entries, parameters at their defaults, by the distance of their kernel to that of an activation.
+    """The catalog's other entries, parameters at their defaults, by the distance of their kernel to that of this.
 
     by   "kernel": L2 of kappa(c) over c in [-1, 1]; "hermite": L2 of its coefficients, the masses chat_j^2 of degrees
          (bare kernels are skipped). Up to scale: the sine of the angle between the two, min |f - scale g|/|f|
@@ -203,6 +206,8 @@ def nearest(activation, by: str = "kernel", **parameters) -> Nearest:
     size = float(np.linalg.norm(target))
     found, skipped = [], {}
     for id in catalog.load():
+        if id == activation:
+            continue
         try:
             other = _vector(sphere(id), by)
         except (NoClosedForm, ValueError) as reason:
@@ -312,7 +317,8 @@ def _duplicates(X: np.ndarray) -> list[Finding]:
     if not (counts > 1).any():
         return []
     example = int(first[counts > 1].min())
-    found = f"{int((counts - 1).sum())} rows repeat another, as row {example} is repeated"
+    many = int((counts - 1).sum())
+    found = f"{many} row{' repeats' if many == 1 else 's repeat'} another, as row {example} is repeated"
     return [
         Finding("duplicate rows", found, "keep one of each (with the mean of the targets), or give noise/ridge > 0")
     ]
@@ -363,6 +369,11 @@ def examine_kernel(K) -> list[Finding]:
         found = f"{int(bad.sum())} entries, the first in row {int(np.argmax(bad.any(axis=1)))}, are NaN or infinite"
         return [Finding("overflow", found, "scale the rows down, take smaller W_std, or float64; then compute it anew")]
     findings: list[Finding] = []
+    size, least = float(np.abs(K).max()), np.finfo(np.float32 if _is_single(K) else np.float64).tiny
+    if 0 < size < 1e4 * least:
+        small = f"the largest entry is {size:.1e}: the others lose digits"
+        findings.append(Finding("underflow", small, "scale the rows up, or take float64; then compute it anew"))
+    K = np.ldexp(K, -int(np.frexp(size)[1]))  # entries up to 1: what follows has no scale
     diagonal = np.diag(K)
     if (diagonal <= 0).any():
         zero = Finding("zero rows", f"{_rows(diagonal <= 0)} K(x, x) <= 0", "drop them, or take b_std > 0")

@@ -92,7 +92,7 @@ class Subject:
     def gram(self) -> tuple[np.ndarray, np.ndarray]:
         """Covariances and norms of 40 random points, two of them opposite and parallel to the first."""
         x = _generator(self.entry.id, 1).standard_normal((40, 5))
-        norms = np.linspace(0.05, self.largest, 40)
+        norms = np.linspace(self.largest / 40, self.largest, 40)
         x *= np.sqrt(norms / np.sum(x * x, axis=1))[:, None]
         x[1:3] = -x[0], 2 * x[0]
         q = np.sum(x * x, axis=1)
@@ -135,7 +135,7 @@ def subject(entry: Entry, *, points: int = 3, seed: int = 0, **parameters: Any) 
     activation = None if dual.activation is None else dual.activation.subs(values)
     made = Subject(entry, dual, values, activation, k, None if dual.jumps else kdot, ())
     rng = _generator(entry.id, seed)
-    norms = np.exp(rng.uniform(math.log(0.1), math.log(made.largest), (points, 2)))
+    norms = np.exp(rng.uniform(math.log(min(0.1, made.largest / 4)), math.log(made.largest), (points, 2)))
     cosines = rng.uniform(-0.95, 0.95, points)
     rows = zip(cosines * np.sqrt(norms.prod(axis=1)), norms[:, 0], norms[:, 1], strict=True)
     return replace(made, points=tuple((float(c), float(a), float(b)) for c, a, b in rows))
@@ -282,7 +282,7 @@ def _quadrature(s: Subject) -> float | None:
 def _diagonal(s: Subject) -> float | None:
     if s.activation is None:
         return None
-    norms = {0.05, s.largest, *(q for point in s.points for q in point[1:])}
+    norms = {s.largest / 40, s.largest, *(q for point in s.points for q in point[1:])}
     moments = {q: second_moments(s, q) for q in norms}
     return _worst(abs(_code(f, (q, q, q)) / moments[q][m] - 1) for q in norms for m, f in s.members)
 

@@ -283,7 +283,7 @@ def test_catalog_new(tmp_path):
     run(*new, "--id", "bad", "--kernel", "-q12", code=2)
     assert "-p A=1" in run(*new, "--id", "bad", "--expression", "A*t", code=2).stderr
     assert "--expression is missing" in run(*new, "--id", "bad", code=2).stderr
-    assert "--id is missing" in run(*new, code=2).stderr
+    assert "--id is missing" in run(*new, "--expression", "t", code=2).stderr
     assert sorted(os.listdir(folder)) == ["my_relu.yaml", "schema.json"]
     assert (folder / "my_relu.yaml").read_text() == before
 
@@ -296,6 +296,7 @@ def test_catalog_new_declares_what_it_finds(tmp_path, expression, line):
     lines = (tmp_path / "mine.yaml").read_text().splitlines()
     assert [x for x in lines if "closed_form" in x or "jumps" in x] == [line] * bool(line)
     assert ("no closed form, it is approximated" in result.output) == ("closed_form" in line)
+    assert ("take the NNGP" in result.output) == ("jumps" in line)
     assert run("catalog", "verify", "--folder", tmp_path).output.endswith("1 of 1 entries pass, 0 s\n")
 
 
@@ -303,9 +304,12 @@ def test_catalog_new_asks(tmp_path, monkeypatch):
     monkeypatch.setattr(entries, "_asks", lambda: True)
     opened = []
     monkeypatch.setattr(entries, "show_page", opened.append)
-    answers = "mine\nt*Phi(A*t)\n1/3\nMy GELU\nAs an example.\n"
+    answers = "t*Phy(A*t)\nt*Phi(A*t)\nabc\n1/3\nMy GELU\nMy GELU\nrelu\nmine\nAs an example.\n"
     result = run("catalog", "new", "--folder", tmp_path, "--page", tmp_path / "pages", input=answers)
     entry = catalog.load(tmp_path)["mine"]
+    for wrong in ("unknown function 'Phy'", "'abc'", "'My GELU'", "the id 'relu' is taken"):  # and asked again
+        assert wrong in result.output
+    assert "[my_gelu]" in result.output
     assert (entry.title, entry.notes, entry.defaults) == ("My GELU", "As an example.", {"A": Fraction(1, 3)})
     page = tmp_path / "pages" / "mine.html"
     assert opened == [page.as_uri()] and "verified" in page.read_text() and f"its page: {page}" in result.output

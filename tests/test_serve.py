@@ -94,7 +94,7 @@ def test_what_is_no_address(server, path):
 
 
 def test_a_page_that_fails_holds_up_no_other(tmp_path, monkeypatch):
-    """It fails once, within its limits, and is not tried again; other pages are made meanwhile."""
+    """It fails once, within its limits, and is not tried again at once; other pages are made meanwhile."""
     monkeypatch.setattr(serve, "PAGE", serve.Limits(3.0, 2**30))
     catalog.new_entry(tmp_path, "slow", expression=HANGING.format(1))
     with serve.Server(catalog.load(tmp_path)) as server, ThreadPoolExecutor(2) as pool:

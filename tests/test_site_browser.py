@@ -15,7 +15,7 @@ from dualcalc import catalog, serve
 from .test_site import EVIL, HOSTILE, REFERENCES
 from .tiers import thinned
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("pages")]  # the site is built once
+pytestmark = pytest.mark.browser
 REQUIRED = "DUALCALC_REQUIRE_BROWSER"  # set where the absence of a browser is a failure
 WIDTHS = (1200, 390)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -101,7 +101,7 @@ def test_search_and_filters(opened):
     shown, all = page.locator("#entries > li:visible"), len(catalog.load()) + 1
     assert shown.count() == all
     page.keyboard.press("/")
-    page.keyboard.type("gaussian error")
+    page.keyboard.type("gaussian error linear")
     assert shown.count() == 1 and shown.get_attribute("data-id") == "gelu"
     page.locator("#search").fill("")
     page.get_by_label("Homogeneous").check()
@@ -125,6 +125,16 @@ def test_readout_and_sliders(opened):
     box = page.locator("#plot-dual .u-over").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + 40)
     assert "angle 120°" in readout.inner_text()
+
+
+def test_permalink_keeps_the_sliders(opened):
+    page = opened("relu")
+    page.locator("#q11").fill("5")
+    page.locator("#weight").fill("20")
+    said = page.locator("#readout").inner_text()
+    page.goto(page.locator("#permalink").evaluate("link => link.href"))
+    page.reload()
+    assert page.locator("#readout").inner_text() == said and page.locator("#out-weight").inner_text() == "1.00"
 
 
 def test_phase(opened):

@@ -222,11 +222,6 @@ def write_file(path: Path, write: Callable[[Any], None], force: bool = False) ->
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?"
 EXACT = rf"(?:{NUMBER}|[-+]?\d+/\d+)"
-RESERVED = (
-    "activation", "assume", "certified", "degree", "dual", "eps", "m", "norm", "norms", "nu", "order", "symbolic",
-    "target", "tol",
-)  # fmt: skip
-"""Keywords of the library's functions: no parameter goes by them."""
 
 
 def _parameters(context: Any, option: Any, values: tuple[str, ...]) -> dict[str, Any]:
@@ -239,10 +234,16 @@ def _parameters(context: Any, option: Any, values: tuple[str, ...]) -> dict[str,
         name, numbers = match[1], [x.strip() for x in match[2].split(",")]
         if name in found:
             raise click.BadParameter(f"got {name} twice; remove one")
-        if name in RESERVED:
-            raise click.BadParameter(f"no activation has a parameter {name}")
+        if name in reserved():
+            raise click.BadParameter(f"no activation has a parameter {name}: it is a keyword of the library; rename it")
         found[name] = numbers if len(numbers) > 1 else numbers[0]
     return found
+
+
+def reserved() -> frozenset[str]:
+    from dualcalc.catalog import RESERVED
+
+    return RESERVED
 
 
 def add_folders(context: Any, option: Any, values: tuple[str, ...]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -250,16 +252,17 @@ def new(
         _pages()
     from dualcalc import catalog
 
-    id_ = _ask(id_, "--id", "id (lower-case letters, digits, underscores)")
     if kernel is None:
-        expression = _ask(expression, "--expression", "activation, a formula in t")
+        expression = _ask(expression, "--expression", "activation, a formula in t", _formula)
         parameters = _ask_values(expression, parameters)
-    fields: dict[str, Any] = {"expression": expression, "kernel": kernel, "parameters": parameters}
-    fields["name"] = name or (click.prompt("display name", default=id_) if _asks() else id_)
+    if name is None and _asks():
+        name = click.prompt("display name", default=id_)
+    id_ = _ask(id_, "--id", "id, its permanent name (lower-case letters, digits, underscores)", _id, _slug(name))
+    fields: dict[str, Any] = {"expression": expression, "kernel": kernel, "parameters": parameters, "name": name or id_}
     catalog.draft(id_, **fields)
     if _asks() and notes is None:
         notes = click.prompt("notes: what it is used for, where it comes from", default="", show_default=False) or None
-    fields |= {} if notes is None else {"notes": notes}
+    fields |= {"notes": notes}
     if os.path.lexists(folder / f"{id_}.yaml"):
         raise Failure(f"{folder / id_}.yaml exists already; choose another --id, or remove the file")
     with working("deriving and verifying"):
@@ -281,6 +284,8 @@ def new(
     click.echo(f"wrote {path}; add its references there. Use it with --catalog {folder}")
     if report.reason:
         click.echo(f"no closed form, it is approximated: {report.reason}")
+    if entry.jumps:
+        click.echo("it jumps: k has a closed form, kdot and with it the NTK have no value; take the NNGP")
     if shown is not None:
         click.echo(f"its page: {shown}")
         if _asks():
@@ -298,7 +303,8 @@ def _ask_values(expression: str, parameters: dict[str, Any]) -> dict[str, Any]:
     except ParseError:  # its degrees or lists are among the parameters, or the draft says what is wrong
         return parameters
     names = sorted({symbol.name for symbol in symbols} - {"t", *parameters})
-    return parameters | {name: click.prompt(f"default of the parameter {name}", default="1") for name in names}
+    asked = {name: click.prompt(f"default of the parameter {name}", "1", value_proc=_value) for name in names}
+    return parameters | asked
 
 
 def _page_of(id: str, path: Path, folder: Path | None) -> Path | None:
@@ -402,10 +408,48 @@ def _asks() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def _ask(value: str | None, option: str, question: str) -> str:
-    """The value, or the answer of whoever sits at the terminal."""
+def _ask(value: str | None, option: str, question: str, check: Callable[[str], str], default: str | None = None) -> str:
+    """The value, or the answer of whoever sits at the terminal, who is asked again where `check` refuses it."""
     if value is not None:
         return value
     if not _asks():
         raise click.UsageError(f"{option} is missing; outside a terminal nothing is asked")
-    return click.prompt(question)
+    return click.prompt(question, default, value_proc=check)
+
+
+def _again(check: Callable[[], Any]) -> None:
+    """What is wrong with an answer as what makes click ask again."""
+    try:
+        check()
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _formula(text: str) -> str:
+    from dualcalc.parsing import parse_activation
+
+    if not re.search(r"hermite|polynomial|\*\*\s*[A-Za-z]", text):  # a degree is read once it has its value
+        _again(lambda: parse_activation(text))
+    return text
+
+
+def _value(text: str) -> str | list[str]:
+    from dualcalc.catalog import exact
+
+    parts = [part.strip() for part in text.split(",")]
+    _again(lambda: [exact(part) for part in parts])
+    return parts if len(parts) > 1 else text
+
+
+def _id(text: str) -> str:
+    from dualcalc import catalog
+
+    _again(lambda: catalog.draft(text, expression="t"))
+    if text in catalog.load():
+        raise click.BadParameter(f"the id {text!r} is taken; choose another")
+    return text
+
+
+def _slug(name: str | None) -> str | None:
+    """An id made of a display name."""
+    return re.sub(r"\W+", "_", name.lower(), flags=re.ASCII).strip("_")[:40] or None if name else None

@@ -336,5 +336,6 @@ def plot(expr: str, output: Path, parameters: dict[str, Any], force: bool) -> No
     except ModuleNotFoundError as error:
         raise Failure(f"{error.name} is missing: pip install 'dualcalc[plots]'") from None
     with working("drawing"):
-        plots.save(plots.overview(expr, **parameters), output)
+        picture = plots.rendered(plots.overview(expr, **parameters), output.name)
+    write_file(output, lambda file: file.write(picture), force)
     click.echo(f"wrote {output}")

@@ -6,9 +6,10 @@ import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple, NoReturn
 
-from .console import NUMBER, RESERVED, Failure
+from .console import NUMBER, Failure, reserved
 
 TOKEN = re.compile(
     rf"\s*(?:(?P<number>{NUMBER})(?![\w.])|(?P<name>[A-Za-z]\w{{0,39}})|\{{(?P<formula>[^{{}}]*)\}}|(?P<mark>[(),=\[\]]))",
@@ -110,7 +111,7 @@ class _Network:
                 key = self.take("name")
                 if key is not None:
                     self.need("mark", f"= and a number after the name {key}, as W_std=1.5, or a finite number", "=")
-                    if key in named or key in RESERVED or key == "spec":
+                    if key in named or key in reserved() or key == "spec":
                         self.fail(self.tokens[self.at - 2][2], f"got {key} twice, or a name that no layer has")
                     named[key] = self.take("name") if (word, key) == ("conv", "padding") else self.value()
                 else:
@@ -179,7 +180,7 @@ def read_array(path: Path, mapped: bool = False) -> Any:
 
     try:
         array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, TokenError) as error:  # the last of a header that breaks off
         raise Failure(f"{path}: no array that can be read safely ({error}); write it with numpy.save") from None
     if not isinstance(array, np.ndarray):
         raise Failure(f"{path}: got an archive; expected one array, as numpy.save writes it")

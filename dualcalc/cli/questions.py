@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import click
@@ -28,6 +29,7 @@ from .console import (
     say,
     table,
     working,
+    write_file,
 )
 from .formulas import YES
 from .network_text import build_network, read_network
@@ -37,7 +39,7 @@ from .network_text import build_network, read_network
 PICTURE = click.option("-o", "--output", type=PATH, help="Draw it: a file that ends in .png, .svg or .pdf.")
 
 
-def _draw(panels: Callable[[], list[Any]], output: Path | None, title: str) -> None:
+def _draw(panels: Callable[[], list[Any]], output: Path | None, title: str, force: bool) -> None:
     """The picture, where one is asked for."""
     if output is None:
         return
@@ -47,7 +49,8 @@ def _draw(panels: Callable[[], list[Any]], output: Path | None, title: str) -> N
         raise Failure(f"{error.name} is missing: pip install 'dualcalc[plots]'") from None
     with working("drawing"):
         drawn = panels()
-        plots.save(plots.draw(drawn, columns=len(drawn), title=title), output)
+        picture = plots.rendered(plots.draw(drawn, columns=len(drawn), title=title), output.name)
+    write_file(output, lambda file: file.write(picture), force)
     say(f"wrote {output}")
 
 
@@ -90,7 +93,7 @@ def phase(
         from dualcalc import phases
 
         found = phases.phase(expr, W_std, b_std, **parameters)
-    _draw(lambda: phases.phase_panels(found), output, f"s(t) = {found.activation}")
+    _draw(lambda: phases.phase_panels(found), output, f"s(t) = {found.activation}", force)
     if as_json:
         names = ("activation", "W_std", "b_std", "name", "q", "chi_1", "c", "depth_scale")
         plain = {name: finite(v) if isinstance(v := getattr(found, name), float) else v for name in names}
@@ -134,7 +137,7 @@ def compare(
         from dualcalc import tools
 
         found = tools.compare(exprs, degrees=degrees, dimension=dimension)
-    _draw(lambda: tools.compare_panels(found, exprs), output, "")
+    _draw(lambda: tools.compare_panels(found, exprs), output, "", force)
     if as_json:
         keys = ("name", "top", "cosines", "values", "spectrum", "eigenvalues")
         rows = [{k: v.tolist() if hasattr(v := getattr(f, k), "tolist") else v for k in keys} for f in found]
@@ -229,7 +232,7 @@ def _numbers(path: Path) -> Any:
                 lines = file.read().splitlines()
             named = bool(lines) and not all(map(_is_number, lines[0].split(",")))
             data = np.loadtxt(lines[named:], delimiter=",", ndmin=2) if lines[named:] else np.empty((0, 0))
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, TokenError) as error:
         raise Failure(f"{path}: no matrix that can be read ({error}); write it with numpy.save or savetxt") from None
     if not isinstance(data, np.ndarray) or data.ndim != 2 or 0 in data.shape or data.dtype.kind not in "biuf":
         got = f"shape {data.shape}, type {data.dtype}" if isinstance(data, np.ndarray) else "an archive"

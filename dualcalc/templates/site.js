@@ -144,6 +144,19 @@
     update();
   }
 
+  // The permalink keeps the sliders, in its fragment.
+  const permalink = byId("permalink"), sliders = [...document.querySelectorAll(".sliders input")];
+  if (permalink && sliders.length) {
+    for (const [id, value] of new URLSearchParams(location.hash.slice(1))) {
+      const slider = sliders.find((s) => s.id === id);
+      if (slider && /^\d{1,3}$/.test(value)) { slider.value = value; slider.dispatchEvent(new Event("input")); }
+    }
+    const page = permalink.href.split("#")[0];
+    const link = () => { permalink.href = page + "#" + sliders.map((s) => s.id + "=" + s.value).join("&"); };
+    sliders.forEach((s) => s.addEventListener("input", link));
+    link();
+  }
+
   // Tabs, by the keyboard too.
   for (const tabs of document.querySelectorAll("[data-tabs]")) {
     const all = [...tabs.querySelectorAll("[role=tab]")];
