@@ -25,7 +25,7 @@ test: $(STAMP)
 	@echo "torch, adapters and peer tests need environments of their own: make test-torch test-adapters test-peer (skipped here)"
 	@echo "what README, documentation and notebooks show is run by make test-docs"
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || echo "no chromium: the tests of the catalog's pages in a browser are skipped"
-	$(ONE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not docs and not torch and not adapters and not peer"
+	$(ONE) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not docs and not torch and not adapters and not peer"
 
 # All that people read runs: README, documentation, notebooks, of which two have experiments on less data here.
 test-docs: $(STAMP)

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from . import catalog
 from .codegen import emit
 from .layers import Activation, Dense
 from .networks import KERNELS, Network, _chosen, _double, serial
@@ -208,13 +209,18 @@ LIBRARIES = (*STARTS, "neural-tangents")
 
 def starting_source(activation: str, library: str, **parameters) -> str:
     """The source of a module to start from: `kernel` for a library of STARTS, which needs dualcalc, or `layer` for
-    neural-tangents, which does not. `activation` is a text or a catalog id, with its parameters; ValueError if bad."""
+    neural-tangents, which does not. `activation` is a text or a catalog id, with its parameters; ValueError if bad. Of
+    an entry in a folder of one's own the formula is written."""
     if library not in LIBRARIES:
         raise ValueError(f"library={library!r} came; one of {', '.join(LIBRARIES)} was expected")
     if library == "neural-tangents":
         return neural_tangents_source(activation, **parameters)
     Activation(activation, **parameters)  # read it before it is written
     name, built, use = STARTS[library]
+    entry = catalog.load().get(activation)
+    if entry is not None and entry.expression is not None and entry.path.parent != catalog.builtin_folder():
+        activation, rest = entry.text(**entry.defaults | parameters)
+        parameters = {key: str(value) for key, value in rest.items()}
     given = ", ".join([repr(activation), *(f"{key}={value!r}" for key, value in parameters.items())])
     return (
         f'"""The kernel of an infinitely wide network, for {library}: {use}."""\n\n'

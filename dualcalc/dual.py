@@ -280,7 +280,8 @@ def resolve(activation, /, *, assume: Mapping[str, str] | None = None, **paramet
         text = activation.strip()
         if text in catalog.load():
             return from_entry(catalog.get(text), signs, **parameters)
-        expr = parsing.parse_activation(activation, parameters=signs, known=tuple(catalog.load()))
+        given = {name: dict[str, bool]() for name in parameters}
+        expr = parsing.parse_activation(activation, parameters=given | signs, known=tuple(catalog.load()))
         source = text
     elif isinstance(activation, sp.Expr):
         expr, source = _own_variable(_known(activation)), str(activation)

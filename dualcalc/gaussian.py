@@ -492,7 +492,8 @@ def _gated_pair(f: Block, g: Block, tilt, mu, e):
             edges += [((sp.Integer(1),), below, (average * L12 ** (i + 1), average * L12**i * L22))] if below else []
     heads = orthant(f.gate, g.gate, tilt, mu, e)
     terms = [Term(b * c, det, head) for c, head in heads for b in bare]
-    steps = [_step("Stein", "bare gates and boundary terms", "")]
+    steps = [_step("Stein", "bare gates and boundary terms", "")] if edges or bare not in ([], [1]) else []
+    steps += [_orthant_step(f.gate, g.gate, heads)] if bare else []
     for side, (gated, partner) in enumerate(((f, g), (g, f))):
         for *polys, factors in edges:
             other = replace(partner, poly=polys[1 - side])
@@ -501,6 +502,16 @@ def _gated_pair(f: Block, g: Block, tilt, mu, e):
                 terms += [replace(x, coef=factors[side] * x.coef) for x in inner]
                 steps.append(step)
     return terms, list(dict.fromkeys(steps))
+
+
+def _orthant_step(g1, g2, heads) -> Step:
+    gates = " ".join(str(g.text(sp.Symbol(x))) for g, x in ((g1, "u"), (g2, "v")) if g)
+    by = {ExpPhi2: "Phi2", Angle: "an arcsine", ExpNdtr: "erf"}
+    found = next(
+        (name for head, name in by.items() if any(value.has(head) for _, value in heads)),
+        "a constant" if heads else "0",
+    )
+    return _step("Orthant", f"E[{gates}], {found}", "")
 
 
 def orthant(g1, g2, tilt, mu, e):

@@ -322,6 +322,7 @@ class _Reader:
         if isinstance(root, ast.Name) and NAME.fullmatch(root.id) and root.id not in VARIABLES | self.parameters.keys():
             if root.id not in {*CONSTANTS, *NO_NUMBER, *self.grammar.functions}:
                 hint = self.did_you_mean(root.id, (*self.grammar.functions, *self.known))
+                hint = hint or "; --catalog or $DUALCALC_CATALOG names a folder of yours" * bool(self.known)
                 self.fail(root, f"the unknown name '{root.id}'", f"a formula or a catalog id{hint}")
         try:
             e = self.walk(root)
@@ -329,6 +330,10 @@ class _Reader:
             if self.grammar.whole_line and undeclared and not self.variable:
                 wanted = f"the variable t or x; '{undeclared[0].id}' is read as a parameter: did you mean t for it?"
                 self.fail(undeclared[0], "a formula without its variable", wanted)
+            for node in undeclared:
+                if node.id in self.known:
+                    wanted = f"its formula there (dualcalc catalog show {node.id}), or another name for a parameter"
+                    self.fail(node, f"'{node.id}', an activation of the catalog, within a formula", wanted)
             return e
         except ParseError:
             raise
