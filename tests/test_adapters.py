@@ -403,6 +403,17 @@ def test_starting_source(library):
         adapters.starting_source(text, "numpyro")
 
 
+def test_starting_source_of_an_activation_of_ones_own(tmp_path, monkeypatch):
+    """Its formula, not its id: the file needs no folder of a catalog. Ids that ship stay ids."""
+    from dualcalc import catalog
+
+    catalog.new_entry(tmp_path, "mine", expression="t*Phi(A*t)", parameters={"A": "5/7"})
+    monkeypatch.setenv(catalog.ENVIRONMENT, str(tmp_path))
+    assert "Activation('t*Phi(A*t)', A='5/7')" in adapters.starting_source("mine", "sklearn")
+    assert "Activation('t*Phi(A*t)', A='2')" in adapters.starting_source("mine", "sklearn", A=2)
+    assert "Activation('gelu_slope', A=2)" in adapters.starting_source("gelu_slope", "sklearn", A=2)
+
+
 def test_compile_to(tmp_path):
     from click.testing import CliRunner
 

@@ -332,7 +332,16 @@ def test_order_of_symbolic_thresholds():
         dc.derive("Max(t - A, 0) + Max(t - B, 0) + Heaviside(t - A)*Heaviside(B - t)")
 
 
-@pytest.mark.parametrize("text, message", [("rellu", "relu"), ("swishh", "swish"), ("sin(t) + x", "t|x")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("rellu", "relu"),
+        ("swishh", "swish"),
+        ("sin(t) + x", "t|x"),
+        ("zzzq", "--catalog"),
+        ("t*gelu", "within a formula"),
+    ],
+)
 def test_not_an_activation(text, message):
     with pytest.raises(ValueError, match=message) as caught:
         dc.derive(text)

@@ -169,6 +169,9 @@ HAZARDS = [  # text, line, column, part of the message
     (f"- id: {'a' * 41}\n  names: [X]\n  expression: t\n", 1, 7, "at most 40 characters"),
     ("- id: pi\n  names: [X]\n  expression: t\n", 1, 7, "choose another id"),
     ("- id: dense\n  names: [X]\n  expression: t\n", 1, 7, "choose another id"),
+    ("- id: nul\n  names: [X]\n  expression: t\n", 1, 7, "choose another id"),  # no file of Windows
+    (f"{FORMULA}assume*t\n  parameters: {{assume: {{default: 1}}}}\n", 4, 24, "not free as a parameter's name"),
+    (f"{FORMULA}A*t\n  parameters: {{A: {{default: 1e999}}}}\n", 4, 29, "at most 1.8e308"),
     ("- id: 12\n  names: [X]\n  expression: t\n", 1, 7, "got 12; expected a valid string; put it in quotes"),
     ("- names: [X]\n  expression: t\n", 1, 3, "got no `id`"),
     ("- id: one\n  names: X\n  expression: t\n", 2, 10, "expected a valid list; write a list"),

@@ -385,6 +385,13 @@ def test_parameters_are_arguments():
     assert float(unset.k(0.5, 1.0, 1.0, W=1.0)) == pytest.approx(float(f.k(0.5, 1.0, 1.0)), abs=1e-15)
 
 
+@pytest.mark.parametrize("text", ["t + erfc(A)", "Max(A, 1)*t", "t*Min(A, B, 2)", "Heaviside(A)*t"])
+def test_functions_of_parameters_alone(text):
+    f, values = module(text, "numpy"), {s.name: 1.5 if s.name == "A" else 0.5 for s in dc.derive(text).parameters}
+    given = codegen.load(dc.emit(text, "numpy", **values), "numpy")
+    assert float(f.k(0.3, 0.9, 0.7, **values)) == pytest.approx(float(given.k(0.3, 0.9, 0.7)), rel=1e-14)
+
+
 EITHER_SIGN = {
     "exp(-t**2/W)": (-8, 3),
     "exp(-t**2/(W + 1))*sin(t/W)": (-9, 3),

@@ -69,6 +69,7 @@ def test_points_of_the_critical_line_are_critical():
         (lambda: phase("sign"), "jumps at t = 0"),
         (lambda: phase("3"), "is constant"),
         (lambda: phase("relu", -1.0), "W_std=-1.0 came"),
+        (lambda: phase("relu", 1e308), "from 0 to 1e\\+06"),
         (lambda: phase("relu", 1.0, math.nan), "b_std=nan came"),
         (lambda: phase("normalized_gaussian"), "defined by its kernel"),
         (lambda: phase("sin(A*t)"), "A"),

@@ -1,5 +1,6 @@
 """The catalog's server: what it shows, whom it refuses, and that nothing typed brings it down (acceptance E3)."""
 
+import contextlib
 import gc
 import http.client
 import json
@@ -294,6 +295,40 @@ def test_a_slow_visitor_holds_nobody_up(server):
     with socket.create_connection(server.server_address) as slow:
         slow.sendall(f"{head}Content-Length: 100\r\n\r\nexpr=".encode())
         assert derive(server, "t*Phi(t)")[0] == 200
+
+
+def test_who_sends_byte_by_byte_is_heard_for_so_long(monkeypatch):
+    monkeypatch.setattr(serve, "PATIENCE", 0.5)
+    monkeypatch.setattr(serve.Handler, "timeout", 0.5)
+    with serve.Server(catalog.load()) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        began = time.perf_counter()
+        with socket.create_connection(server.server_address, timeout=20) as slow, contextlib.suppress(OSError):
+            for byte in b"GET / HTTP/1.1\r\n" * 100:
+                slow.sendall(bytes([byte]))
+                time.sleep(0.1)
+        assert time.perf_counter() - began < 15
+        assert ask(server, "GET", "/")[0] == 200
+        server.shutdown()
+
+
+def test_connections_are_so_many_and_no_more(monkeypatch):
+    monkeypatch.setattr(serve, "PATIENCE", 0.2)
+    monkeypatch.setattr(serve, "CONNECTIONS", 4)
+    with serve.Server(catalog.load()) as server, contextlib.ExitStack() as idle:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for _ in range(6):
+            idle.enter_context(socket.create_connection(server.server_address))
+        time.sleep(1.0)
+        assert sum("process_request_thread" in thread.name for thread in threading.enumerate()) <= 4
+        idle.close()
+        assert ask(server, "GET", "/")[0] == 200
+        server.shutdown()
+
+
+def test_what_is_printed_belongs_to_nobody(capfd):
+    assert serve.isolated(partial(os.write, 1, b"FLINT says"), serve.Limits(20)) == 10
+    assert capfd.readouterr().out == ""
 
 
 def test_one_waits_and_others_come_back(server):

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from click.testing import CliRunner
 
-from dualcalc import catalog, site
+from dualcalc import catalog, facts, site
 from dualcalc.cli import main
 
 EVIL = '</script><script>alert("1")</script><img src=x onerror=alert(1)>'
@@ -199,6 +199,22 @@ def test_what_cannot_be_read_has_a_page(tmp_path):
     assert "unreadable" in (tmp_path / "site" / "index.html").read_text()
 
 
+def test_a_fault_of_ours_is_one_page(monkeypatch):
+    def broken(entry):
+        raise KeyError("ours")
+
+    monkeypatch.setattr(facts, "from_entry", broken)
+    entry = catalog.get("identity")
+    for found in (facts.summary(entry), facts.facts(entry, catalog.load().references)):
+        assert found["status"]["kind"] == "broken" and "internal error, KeyError" in found["status"]["detail"]
+
+
+def test_references_are_no_tex():
+    reference = catalog.Reference(author="A {x}, et al.", title=r"}\input{a}", venue="50 % & more", year=2020)
+    text = facts._bibtex({"a": reference}, ["a"])
+    assert r"title = {{\}\textbackslash{}input\{a\}}}" in text and r"A \{x\} and others" in text and r"50 \% \&" in text
+
+
 def test_an_id_must_not_hide_the_index(tmp_path):
     entry = catalog.get("identity")
     with pytest.raises(ValueError, match="own page"):
@@ -221,6 +237,7 @@ def test_command(tmp_path):
     (out / "identity.html").symlink_to(tmp_path / "precious")
     assert CliRunner().invoke(main, ["catalog", "site", "--out", str(out), "--id", "identity"]).exit_code == 0
     assert (tmp_path / "precious").read_text() == "precious"
+    assert not [path.name for path in out.rglob(".*")]
 
 
 @pytest.mark.parametrize(

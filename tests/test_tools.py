@@ -30,6 +30,8 @@ def run(*args, code=0):
         (lambda: tools.compare(["relu", "gelu"], cosines=[2.0]), "from -1 to 1"),
         (lambda: tools.compare(["relu", "gelu"], dimension=2), "dimension=2 came"),
         (lambda: tools.compare(["relu", "0"]), "zero"),
+        (lambda: tools.nearest("t*1e-99"), "float64 cannot hold"),
+        (lambda: tools.nearest("t*1e99"), "float64 cannot hold"),
         (lambda: tools.nearest("relu", by="taste"), "by='taste' came"),
         (lambda: tools.nearest("exp(t**2)"), "not square-integrable"),
         (lambda: tools.examine_kernel(np.ones((2, 3))), "a square one was expected"),

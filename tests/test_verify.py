@@ -8,6 +8,7 @@ import pytest
 import sympy as sp
 
 from dualcalc import catalog, codegen, verify
+from dualcalc.dual import drafted
 from dualcalc.parsing import t
 
 LAWS = {law.name for law in verify.LAWS}
@@ -40,6 +41,11 @@ def test_entries_pass(id):
     assert ("homogeneous" in measured) == (id not in ("gelu", "exp"))
     assert ("parity" in measured) == (id == "quadratic")
     assert ("recorded" in measured) == (id not in ("normalized_gaussian", "quadratic"))
+
+
+@pytest.mark.parametrize("text", ["exp(t**2)", "exp(20*t**2)", "t*exp(3*t**2)"])
+def test_a_domain_of_small_norms(text):
+    assert verify.verify(drafted("narrow", expression=text).entry).passed
 
 
 def test_a_jump_has_no_ntk():
