@@ -324,8 +324,11 @@ def _phases(members: Mapping[str, Callable], greatest: float) -> Facts | None:
     """The phase diagram, a row for each b_std; None where the variance grows, or a depth scale is infinite or none."""
     if "kdot" not in members:
         return None
-    with np.errstate(all="ignore"):
-        found = diagram(members["k"], members["kdot"], WEIGHTS, BIASES, min(greatest, GREATEST))
+    try:
+        with np.errstate(all="ignore"):
+            found = diagram(members["k"], members["kdot"], WEIGHTS, BIASES, min(greatest, GREATEST))
+    except ValueError:
+        return None
     out: Facts = {"W_std": _numbers(WEIGHTS), "b_std": _numbers(BIASES), "greatest": min(greatest, GREATEST)}
     for name in ("q", "chi_1", "depth_scale"):
         out[name] = [_numbers(row, FEW) for row in np.where(found.q < np.inf, getattr(found, name), np.nan)]

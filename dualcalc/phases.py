@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.interpolate import CubicSpline
 from scipy.optimize import brentq
 
 from .dual import resolve
@@ -236,6 +237,8 @@ AXES = ("W_std", "b_std")
 
 PER_TABLE = 400  # variances between which a fixed point is looked for
 HALVINGS = 45  # of an interval of a fixed point: to rounding
+FEWEST = 16  # variances of a table
+STEPS = 60  # at the most: quadratic, but for a zero near 1, which it halves the distance to
 
 
 @dataclass(frozen=True)
@@ -259,10 +262,13 @@ class Diagram:
 def diagram(k: Callable, kdot: Callable, W_std: np.ndarray, b_std: np.ndarray, greatest: float = 100.0) -> Diagram:
     """Of k and kdot, which take arrays (q12, q11, q22), for variances q from 1e-6 to `greatest`.
 
-    Every fixed point is bisected: of the variance from the bracket that iteration runs into, of the cosine below 1
-    where the phase is chaotic. The slope of the cosine map c -> (W_std^2 k(c q, q, q) + b_std^2)/q is W_std^2 kdot.
+    The slope of the cosine map c -> (W_std^2 k(c q, q, q) + b_std^2)/q is W_std^2 kdot. ValueError without values.
     """
     q = np.unique([*np.geomspace(LEAST_NORM**2, greatest, PER_TABLE), min(1.0, greatest)])
+    known = np.isfinite(k(q, q, q)) & np.isfinite(kdot(q, q, q))
+    q = q[: len(q) if known.all() else int(known.argmin())]  # up to where one overflows
+    if len(q) < FEWEST:
+        raise ValueError("k and kdot have no values at c = 1: there is no phase diagram")
     weight, bias = np.broadcast_arrays(W_std**2, (b_std**2)[:, None])
     fixed = _fixed(k, weight, bias, q)
     at = np.clip(fixed, q[0], q[-1])
@@ -271,7 +277,7 @@ def diagram(k: Callable, kdot: Callable, W_std: np.ndarray, b_std: np.ndarray, g
     chaotic = (chi_1 > 1 + CRITICAL) & inside
     if chaotic.any():
         v, w, b = at[chaotic], weight[chaotic], bias[chaotic]
-        c = _bisected(lambda c: (w * k(c * v, v, v) + b) / v - c, np.zeros_like(v), np.full_like(v, 1 - 1e-6))
+        c = _below_one(lambda c: (w * k(c * v, v, v) + b) / v - c, lambda c: w * kdot(c * v, v, v) - 1, len(v))
         rate[chaotic] = w * kdot(c * v, v, v)
     with np.errstate(divide="ignore", invalid="ignore"):
         xi = np.where(rate < 1, -1 / np.log(rate), np.nan)
@@ -285,17 +291,25 @@ def diagram(k: Callable, kdot: Callable, W_std: np.ndarray, b_std: np.ndarray, g
 
 
 def _fixed(k: Callable, weight: np.ndarray, bias: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Where iterating V(q) = weight k(q, q, q) + bias from q = 1, or the greatest, ends; 0 and inf beyond q (l,)."""
+    """Where iterating V(q) = weight k(q, q, q) + bias from q = 1, or the greatest, ends; 0 and inf beyond q (l,).
+
+    Found between two points of the table by a spline through it, then by one step of Newton's with k itself.
+    """
+    table = k(q, q, q)
     start = int(np.searchsorted(q, min(1.0, q[-1])))
-    gap = weight[..., None] * k(q, q, q) + bias[..., None] - q
+    gap = weight[..., None] * table + bias[..., None] - q
     gap[np.abs(gap) < 1e-12 * q] = 0.0
     above, below = gap[..., start:] <= 0, gap[..., start::-1] >= 0  # the first of each is where it stops
     up = gap[..., start] > 0
     found = np.where(up, above.any(axis=-1), below.any(axis=-1))
     right = np.where(up, start + above.argmax(axis=-1), start + 1 - below.argmax(axis=-1)).clip(1, len(q) - 1)
-    w, b = weight[found], bias[found]
     out = np.where(up, np.inf, 0.0)
-    out[found] = _bisected(lambda v: w * k(v, v, v) + b - v, q[right[found] - 1], q[right[found]])
+    if found.any():
+        w, b, low, high = weight[found], bias[found], q[right[found] - 1], q[right[found]]
+        spline = CubicSpline(q, table)
+        v = _bisected(lambda v: w * spline(v) + b - v, low, high)
+        step = (w * k(v, v, v) + b - v) / (1 - w * spline(v, 1))
+        out[found] = np.clip(v + np.where(np.isfinite(step), step, 0.0), low, high)
     out[gap[..., start] == 0] = q[start]
     return out
 
@@ -307,3 +321,17 @@ def _bisected(f: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.n
         positive = f(middle) > 0
         low, high = np.where(positive, middle, low), np.where(positive, high, middle)
     return (low + high) / 2
+
+
+def _below_one(f: Callable[[np.ndarray], np.ndarray], slope: Callable[[np.ndarray], np.ndarray], n: int) -> np.ndarray:
+    """The zero c < 1 of f (n,) with f(0) >= 0 and f(1) = 0, by Newton's method from 0.
+
+    The power series of a kernel has no negative coefficient: f is convex, and the steps do not pass the zero.
+    """
+    c = np.zeros(n)
+    for _ in range(STEPS):
+        step = np.clip(-f(c) / slope(c), 0.0, 1.0)
+        c = np.minimum(c + step, 1 - 1e-6)
+        if not step.max() > 1e-13:
+            break
+    return c

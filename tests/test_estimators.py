@@ -217,7 +217,7 @@ def test_networks_and_estimators_pickle():
         net = dc.serial(dc.Dense(1.5), activation, dc.Dense())
         again = pickle.loads(pickle.dumps(net))
         assert again == net and (again(X) == net(X)).all()
-    for method in ("sketch", "centred", "nystrom", "exact"):
+    for method in ("sketch", "nystrom"):
         fitted = NTKFeatures(NET, 64, method=method).fit(X)
         again = pickle.loads(pickle.dumps(fitted))
         assert again.transform(X).tobytes() == fitted.transform(X).tobytes()
@@ -343,6 +343,7 @@ assert np.isfinite(StreamingRidge(NTKFeatures(n_components=16)).fit(X, X[:, 0]).
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows_and_64_bits_are_not_needed():
     """Ten times the rows, whose features would take 82 MB: less than 20 MB more. The same bits twice."""
     done = subprocess.run([sys.executable, "-c", STREAM], capture_output=True, text=True)

@@ -14,6 +14,8 @@ from dualcalc.layerwise import _polynomial, _polynomials, centroids, layerwise
 from dualcalc.networks import KERNELS, FanInSum, FanOut, Residual, parallel, serial
 from dualcalc.nystrom import inverse_root, nystrom, pivoted
 
+from .tiers import thinned
+
 RELU, ROOT = Activation("relu"), 2**0.5
 RNG = np.random.default_rng(5)
 ROWS = RNG.standard_normal((60, 6))
@@ -230,28 +232,30 @@ def test_myrtle_on_crops_of_a_photograph_that_anchors_have_not_seen(activation, 
     assert np.median(errors) < 0.05
 
 
-def test_bad_input():
-    net, plain = NETS["normalized Gaussian"](), NETS["images without activations"]()
-    for call, words in (
-        (lambda: nystrom(FULL, ROWS, 0), "n_components=0"),
-        (lambda: nystrom(FULL, ROWS, 5, selection="best"), "selection='best'"),
-        (lambda: nystrom(FULL, ROWS, 5, get="both"), "get='both'"),
-        (lambda: nystrom(serial(Dense(), RELU, Dense()), np.zeros((3, 2)), 2), "is zero on every row"),
-        (lambda: nystrom(SINE, ROWS, 5)(ROWS[:, :3]), r"rows of shape \(6,\) were fitted"),
-        (lambda: layerwise(net, SMOOTH, 8, anchors=2.5), "anchors=2.5"),
-        (lambda: layerwise(net, SMOOTH, 8, anchors=(8, 8)), "for each of 1 activations"),
-        (lambda: layerwise(net, SMOOTH, 8, anchors=(0,)), "an entry of anchors=0"),
-        (lambda: layerwise(net, SMOOTH, 8, anchors="8"), "anchors='8'"),
-        (lambda: layerwise(FULL, np.float32(1e25 * ROWS), 8), "not finite in float32"),
-        (lambda: layerwise(serial(Dense(0.0), RELU, Dense(0.0)), ROWS, 8), "is zero on every row"),
-        (lambda: layerwise(serial(RELU), ROWS, 8), "is zero on every row"),
-        (lambda: layerwise(net, SMOOTH, 8, method="other"), "method='other'"),
-        (lambda: layerwise(net, ROWS, 8), "needs images"),
-        (lambda: layerwise(serial(Dense(), Residual(RELU, Dropout(0.2), Dense())), ROWS, 8), r"Dropout\(rate=0.2\)"),
-        (lambda: layerwise(plain, SMOOTH, 8)(SMOOTH[:, :4]), "were fitted"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            call()
+BAD = [
+    (lambda: nystrom(FULL, ROWS, 0), "n_components=0"),
+    (lambda: nystrom(FULL, ROWS, 5, selection="best"), "selection='best'"),
+    (lambda: nystrom(FULL, ROWS, 5, get="both"), "get='both'"),
+    (lambda: nystrom(serial(Dense(), RELU, Dense()), np.zeros((3, 2)), 2), "is zero on every row"),
+    (lambda: nystrom(SINE, ROWS, 5)(ROWS[:, :3]), r"rows of shape \(6,\) were fitted"),
+    (lambda: layerwise(NETS["normalized Gaussian"](), SMOOTH, 8, anchors=2.5), "anchors=2.5"),
+    (lambda: layerwise(NETS["normalized Gaussian"](), SMOOTH, 8, anchors=(8, 8)), "for each of 1 activations"),
+    (lambda: layerwise(NETS["normalized Gaussian"](), SMOOTH, 8, anchors=(0,)), "an entry of anchors=0"),
+    (lambda: layerwise(NETS["normalized Gaussian"](), SMOOTH, 8, anchors="8"), "anchors='8'"),
+    (lambda: layerwise(FULL, np.float32(1e25 * ROWS), 8), "not finite in float32"),
+    (lambda: layerwise(serial(Dense(0.0), RELU, Dense(0.0)), ROWS, 8), "is zero on every row"),
+    (lambda: layerwise(serial(RELU), ROWS, 8), "is zero on every row"),
+    (lambda: layerwise(NETS["normalized Gaussian"](), SMOOTH, 8, method="other"), "method='other'"),
+    (lambda: layerwise(NETS["normalized Gaussian"](), ROWS, 8), "needs images"),
+    (lambda: layerwise(serial(Dense(), Residual(RELU, Dropout(0.2), Dense())), ROWS, 8), r"Dropout\(rate=0.2\)"),
+    (lambda: layerwise(NETS["images without activations"](), SMOOTH, 8)(SMOOTH[:, :4]), "were fitted"),
+]
+
+
+@pytest.mark.parametrize("call, words", thinned(BAD, [BAD[10], BAD[15]]), ids=[words for _, words in BAD])
+def test_bad_input(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
 
 
 @pytest.mark.parametrize("method", ["nystrom", pytest.param("sketch", marks=pytest.mark.slow)])
