@@ -308,7 +308,8 @@ def _fixed(k: Callable, weight: np.ndarray, bias: np.ndarray, q: np.ndarray) -> 
         w, b, low, high = weight[found], bias[found], q[right[found] - 1], q[right[found]]
         spline = CubicSpline(q, table)
         v = _bisected(lambda v: w * spline(v) + b - v, low, high)
-        step = (w * k(v, v, v) + b - v) / (1 - w * spline(v, 1))
+        with np.errstate(divide="ignore", invalid="ignore"):  # where V(q) = q for all q
+            step = (w * k(v, v, v) + b - v) / (1 - w * spline(v, 1))
         out[found] = np.clip(v + np.where(np.isfinite(step), step, 0.0), low, high)
     out[gap[..., start] == 0] = q[start]
     return out
