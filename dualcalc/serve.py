@@ -231,10 +231,14 @@ class Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """In a thread, of which there are so many that no visitor can exhaust the machine's."""
-        if self.connections.acquire(timeout=PATIENCE):
-            super().process_request(request, client_address)
-        else:
+        if not self.connections.acquire(timeout=PATIENCE):
             self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # there is no thread that would
+            self.connections.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
