@@ -123,6 +123,10 @@ def test_no_fusion():
         (deep(3, "relu"), ROWS.astype(np.float32), 1e-12),  # beyond float32
     ):
         assert net.fusion(rows, tol=tol) is None
+
+
+@pytest.mark.slow
+def test_without_fusion():
     close([deep(1, "tanh")(ROWS.astype(np.float32))], [deep(1, "tanh")(ROWS)], 1e-5)
     zero = np.concatenate([ROWS, np.zeros((1, 9))]).astype(np.float32)
     assert (deep(3, "relu")(zero)[-1] == 0).all()

@@ -98,6 +98,7 @@ def test_every_network_at_its_slope(activation, depth):
     assert (excess[off] > 4.6 * noise[off]).mean() < 0.05  # t distribution of 4 degrees of freedom: 1 %
 
 
+@pytest.mark.slow
 def test_digits_small():
     """Centred beats oblivious, both at the figures of D1."""
     net, X, others = connected(GAUSSIAN, 2, 1.0, 0.0), digits(300), digits(600, 300)
