@@ -66,9 +66,8 @@ class Limits(NamedTuple):
 
 
 TYPED = Limits()
-PAGE = Limits(
-    120.0, 4 * 2**30, *["`dualcalc catalog site` has no such limit"] * 2
-)  # for an entry, whose owner wrote it
+NONE = "`dualcalc catalog site` has no such limit"
+PAGE = Limits(120.0, 4 * 2**30, NONE, NONE)  # for an entry of the catalog, which its owner wrote
 
 
 class Refused(Exception):
