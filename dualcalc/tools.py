@@ -8,6 +8,7 @@ go wrong with data or a kernel matrix, each with the remedy. Numbers come from t
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -89,10 +90,11 @@ COSINES = (-0.9, -0.5, 0.0, 0.5, 0.9, 0.99, 1.0)
 DIMENSION = 10
 
 
-def compare(activations: Sequence[Any], cosines=COSINES, degrees: int = 10, dimension: int = DIMENSION):
+def compare(activations: Sequence[Any], cosines=COSINES, degrees: int = 10, dimension: int = DIMENSION, **parameters):
     """Kernels side by side: a list of `Compared`.
 
-    activations   two or more texts, catalog ids or Duals, parameters at their defaults
+    activations   two or more texts, catalog ids or Duals
+    parameters    each for those that have it; others take their defaults
     degrees       of the spectra, 0 to 100
     dimension     of the space whose unit sphere carries the eigenvalues, 3 or more
     """
@@ -105,12 +107,28 @@ def compare(activations: Sequence[Any], cosines=COSINES, degrees: int = 10, dime
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise ValueError(f"{name}={value!r} came; an integer from {low} to {high} was expected")
     found = []
-    for activation in activations:
-        s = sphere(activation)
+    for s in _spheres(activations, parameters):
         spectrum = None if s.weights is None else s.weights[: degrees + 1] / s.top
         values = np.where(cosines == 1, s.top, s(cosines)) / s.top
         found.append(Compared(s.name, s.top, cosines, values, spectrum, _eigenvalues(s, degrees, dimension) / s.top))
     return found
+
+
+def _spheres(activations: Sequence[Any], parameters: dict[str, Any]) -> list[Sphere]:
+    """Each with its own of the parameters."""
+    own = [{name: parameters[name] for name in parameters if name in _names(one)} for one in activations]
+    for name in parameters:
+        if not any(name in given for given in own):
+            raise ValueError(f"{name} came; none of {', '.join(map(str, activations))} has such a parameter")
+    return [sphere(one, **given) for one, given in zip(activations, own, strict=True)]
+
+
+def _names(activation) -> set[str]:
+    """The names that may be its parameters."""
+    if isinstance(activation, Dual):
+        return {symbol.name for symbol in activation.parameters}
+    entry = catalog.load().get(activation) if isinstance(activation, str) else None
+    return set(entry.parameters) if entry else set(re.findall(r"[A-Za-z]\w*", str(activation)))
 
 
 def multiplicity(d: int, degree: int) -> int:
@@ -142,12 +160,12 @@ def _eigenvalues(s: Sphere, degrees: int, d: int) -> np.ndarray:
     return np.array(rows)
 
 
-def compare_panels(found: Sequence[Compared], names: Sequence[Any]) -> list[Any]:
+def compare_panels(found: Sequence[Compared], names: Sequence[Any], **parameters) -> list[Any]:
     """The duals, the Hermite spectra, and the eigenvalues against their degree."""
     from .plots import Curve, Panel
 
     c = np.linspace(-1, 1, 401)
-    dense = [sphere(name) for name in names]
+    dense = _spheres(names, parameters)
 
     def seen(values: np.ndarray, name: str, style: int) -> Curve:
         at = np.flatnonzero(values > 1e-16)

@@ -30,6 +30,7 @@ def run(*args, code=0):
         (lambda: tools.compare(["relu", "gelu"], cosines=[2.0]), "from -1 to 1"),
         (lambda: tools.compare(["relu", "gelu"], dimension=2), "dimension=2 came"),
         (lambda: tools.compare(["relu", "0"]), "zero"),
+        (lambda: tools.compare(["relu", "gelu"], A=2), "none of relu, gelu has such a parameter"),
         (lambda: tools.nearest("t*1e-99"), "float64 cannot hold"),
         (lambda: tools.nearest("t*1e99"), "float64 cannot hold"),
         (lambda: tools.nearest("relu", by="taste"), "by='taste' came"),
@@ -78,6 +79,16 @@ def test_eigenvalues_are_those_of_the_operator():
     one = tools.compare(["gelu", "relu"], degrees=2, dimension=3)[0]
     expected = [one.eigenvalues[degree] for degree in (0, 1, 2) for _ in range(2 * degree + 1)]
     np.testing.assert_allclose(values[:9], one.top * np.array(expected), rtol=1e-4)
+
+
+def test_compare_with_parameters(tmp_path):
+    """Each activation takes those that it has."""
+    both = tools.compare(["sin(A*t)", "gelu", "hermite"], degrees=3, A=2, q=3)
+    alone = tools.compare(["sin(2*t)", "gelu", "hermite(3, t)"], degrees=3)
+    assert all(np.array_equal(a.values, b.values) for a, b in zip(both, alone, strict=True))
+    assert both[0].values[0] != tools.compare(["sin(t)", "gelu"])[0].values[0]
+    run("compare", "abrelu", "sin(A*t)", "-p", "A=1/2", "-o", tmp_path / "both.png")
+    assert "such a parameter" in run("compare", "relu", "gelu", "-p", "A=2", code=2).stderr
 
 
 def test_nearest():

@@ -124,20 +124,27 @@ def phase(
 @click.option("--degrees", type=click.IntRange(0, 100), default=8, show_default=True, help="Of the spectra.")
 @click.option("--dimension", type=click.IntRange(3), default=10, show_default=True, help="Of the space of the sphere.")
 @PICTURE
+@PARAMETERS
 @CATALOG
 @FORCE
 @JSON
 @guarded
 def compare(
-    exprs: tuple[str, ...], degrees: int, dimension: int, output: Path | None, force: bool, as_json: bool
+    exprs: tuple[str, ...],
+    degrees: int,
+    dimension: int,
+    output: Path | None,
+    parameters: dict[str, Any],
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Two or more activations side by side at unit norm: duals, Hermite spectra, eigenvalues on the sphere."""
     _drawable(output, force)
     with working("computing"):
         from dualcalc import tools
 
-        found = tools.compare(exprs, degrees=degrees, dimension=dimension)
-    _draw(lambda: tools.compare_panels(found, exprs), output, "", force)
+        found = tools.compare(exprs, degrees=degrees, dimension=dimension, **parameters)
+    _draw(lambda: tools.compare_panels(found, exprs, **parameters), output, "", force)
     if as_json:
         keys = ("name", "top", "cosines", "values", "spectrum", "eigenvalues")
         rows = [{k: v.tolist() if hasattr(v := getattr(f, k), "tolist") else v for k in keys} for f in found]
