@@ -165,10 +165,24 @@ def _status(entry: Entry, dual: Dual, report: Report) -> Facts:
             tables = codegen.approximation(dual, codegen.TOL, codegen.NORMS)
         except ValueError as error:
             return {"kind": "open", "text": "no closed form", "detail": str(error), "laws": []}
-        worst = max(error for error in tables.error_bound if error is not None and math.isfinite(error))
+        bounds = {
+            f"k{dot}": e for dot, e in zip(("", "dot"), tables.error_bound, strict=True) if e and math.isfinite(e)
+        }
+        worst = max(bounds.values())
         detail = f"{tables.method}, norms {tables.norms[0]:g} to {tables.norms[1]:g}; the bound is numerical, no proof"
         text = f"no closed form, approximated to {worst:.0e}"
-        return {"kind": "open", "text": text, "detail": detail, "worst": _number(worst), "laws": []}
+        laws = [
+            {
+                "law": f"bound of {name}",
+                "says": f"|error of {name}| over sqrt({name}11 {name}22), on these norms",
+                "error": _number(e),
+                "tolerance": codegen.TOL,
+                "passed": e <= codegen.TOL,
+                "note": "",
+            }
+            for name, e in bounds.items()
+        ]
+        return {"kind": "open", "text": text, "detail": detail, "worst": _number(worst), "laws": laws}
     worst = max((r.error for r in report.results if r.law in TRUTHS), default=0.0)
     what = "k verified, no kdot" if entry.kernel is None and dual.jumps else "verified"
     return {

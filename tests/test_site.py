@@ -215,6 +215,12 @@ def test_references_are_no_tex():
     assert r"title = {{\}\textbackslash{}input\{a\}}}" in text and r"A \{x\} and others" in text and r"50 \% \&" in text
 
 
+def test_an_approximation_has_its_bounds():
+    found = facts.facts(catalog.get("tanh"), catalog.load().references)
+    assert [law["law"] for law in found["status"]["laws"]] == ["bound of k", "bound of kdot"]
+    assert all(0 < law["error"] <= law["tolerance"] == 1e-6 and law["passed"] for law in found["status"]["laws"])
+
+
 def test_an_id_must_not_hide_the_index(tmp_path):
     entry = catalog.get("identity")
     with pytest.raises(ValueError, match="own page"):
