@@ -41,7 +41,7 @@ GAP = 0.02  # of t, on both sides of a jump: a pixel or two
 INSIDE = 0.9  # of the domain of the norms
 TRUTHS = ("recorded", "fresh", "quadrature", "diagonal")  # laws against other sources; the badge has their worst error
 DEGREES = 40
-DIGITS, FEW = 6, 4  # of numbers, and of the many in a phase diagram
+DIGITS, FEW = 7, 4  # of numbers, and of the many in a phase diagram
 ROUNDING = 1e-14  # what is below this share of the largest value is zero
 WIDE = 60  # characters of an exact value that is shown beside its number
 

@@ -66,8 +66,8 @@ class Limits(NamedTuple):
 
 
 TYPED = Limits()
-NONE = "`dualcalc catalog site` has no such limit"
-PAGE = Limits(120.0, 4 * 2**30, NONE, NONE)  # for an entry of the catalog, which its owner wrote
+ELSEWHERE = "`dualcalc catalog site` has no such limit"
+PAGE = Limits(120.0, 4 * 2**30, ELSEWHERE, ELSEWHERE)  # for an entry of the catalog, which its owner wrote
 
 
 class Refused(Exception):

@@ -387,8 +387,8 @@ def examine_kernel(K) -> list[Finding]:
         found = f"{int(bad.sum())} entries, the first in row {int(np.argmax(bad.any(axis=1)))}, are NaN or infinite"
         return [Finding("overflow", found, "scale the rows down, take smaller W_std, or float64; then compute it anew")]
     findings: list[Finding] = []
-    size, least = float(np.abs(K).max()), np.finfo(np.float32 if _is_single(K) else np.float64).tiny
-    if 0 < size < 1e4 * least:
+    size, info = float(np.abs(K).max()), np.finfo(np.float32 if _is_single(K) else np.float64)
+    if 0 < size < 1e4 * info.tiny:
         small = f"the largest entry is {size:.1e}: the others lose digits"
         findings.append(Finding("underflow", small, "scale the rows up, or take float64; then compute it anew"))
     K = np.ldexp(K, -int(np.frexp(size)[1]))  # entries up to 1: what follows has no scale
@@ -398,7 +398,7 @@ def examine_kernel(K) -> list[Finding]:
         findings.append(zero)
     size = float(np.abs(K).max())
     asymmetry = float(np.abs(K - K.T).max())
-    eps = float(np.finfo(np.float32 if _is_single(K) else np.float64).eps)
+    eps = float(info.eps)
     if asymmetry > 8 * eps * size:
         findings.append(
             Finding(
